@@ -1,0 +1,157 @@
+"""Builds the raw client: settings that it refuses become an `UnsafeConfigError`, its log lines and callbacks become
+events.
+
+Thread: `error_cb` and the user's callbacks run on whichever thread polls the client (the delivery, sender or poll
+thread). No callback may raise into the client: one raising callback inside `consume()` loses the messages taken so far
+(DESIGN 27).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+
+from safekafka.errors import SettingProblem, UnsafeConfigError
+from safekafka.observe import Event, emit
+from safekafka.settings import Config, shown
+
+_Client = TypeVar("_Client", Producer, Consumer)
+_ISOLATED_CALLBACKS = ("stats_cb", "throttle_cb")
+# librdkafka's own lines, hundreds in an outage. What matters of them is told by events; the lines are for debugging.
+_bridge = logging.getLogger("safekafka.librdkafka")
+_bridge.addFilter(lambda line: _demoted(line))
+
+
+def _demoted(line: logging.LogRecord) -> bool:
+    line.levelno, line.levelname = logging.DEBUG, "DEBUG"
+    return _bridge.isEnabledFor(logging.DEBUG)
+
+
+class ClusterWatch:
+    """Turns the client's error callback into one event when the cluster goes away and one when it is back.
+
+    Owned by the polling thread of one client; `unreachable_for()` may be read from any thread.
+    """
+
+    def __init__(self, bootstrap_servers: str, then: Callable[[KafkaError], None] | None) -> None:
+        self.bootstrap_servers = bootstrap_servers
+        self._then = then
+        self._unreachable_since: float | None = None
+        self._authentication_failed = False
+
+    def on_error(self, error: KafkaError) -> None:
+        code = error.code()
+        if code == KafkaError._ALL_BROKERS_DOWN:
+            if self._unreachable_since is None:
+                self._unreachable_since = time.monotonic()
+                emit(
+                    Event.CLUSTER_UNREACHABLE,
+                    bootstrap_servers=self.bootstrap_servers,
+                    remedy="check that the brokers run and that bootstrap.servers names them; nothing is lost "
+                    "by waiting",
+                )
+        elif code in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED):
+            if not self._authentication_failed:
+                self._authentication_failed = True
+                emit(Event.AUTHENTICATION_FAILED, bootstrap_servers=self.bootstrap_servers, error=error.str())
+        elif code not in (
+            KafkaError._TRANSPORT,
+            KafkaError._RESOLVE,
+            KafkaError._TIMED_OUT,
+        ):  # told by the events above
+            emit(Event.CLIENT_ERROR, error=error.name(), detail=error.str(), fatal=error.fatal())
+        if self._then is not None:
+            isolated(self._then, "error_cb")(error)
+
+    def alive(self) -> None:
+        """A broker answered."""
+        if self._unreachable_since is not None:
+            seconds = time.monotonic() - self._unreachable_since
+            self._unreachable_since = None
+            emit(
+                Event.CLUSTER_REACHABLE,
+                bootstrap_servers=self.bootstrap_servers,
+                after_seconds=round(seconds, 1),
+            )
+        self._authentication_failed = False
+
+    def diagnosis(self) -> str:
+        """What is known of the cluster, for an error message. Empty while nothing is wrong."""
+        if self._authentication_failed:
+            return f" The brokers of bootstrap.servers={self.bootstrap_servers!r} refused our credentials."
+        since = self._unreachable_since
+        if since is None:
+            return ""
+        seconds = time.monotonic() - since
+        return (
+            f" No broker of bootstrap.servers={self.bootstrap_servers!r} has answered for {seconds:.0f} s: "
+            "check that the brokers run and that the address is theirs."
+        )
+
+
+def isolated(callback: Callable[..., Any], name: str) -> Callable[..., None]:
+    """The callback with its exceptions logged instead of raised into the client."""
+
+    def call(*args: Any) -> None:
+        try:
+            callback(*args)
+        except Exception as error:  # noqa: BLE001 - the client would swallow it, or lose messages by it
+            emit(Event.CALLBACK_FAILED, callback=name, error=repr(error))
+
+    return call
+
+
+def build_client(
+    kind: type[_Client], settings: Config, problems: Sequence[SettingProblem] = ()
+) -> tuple[_Client, ClusterWatch]:
+    """The client and its watch. Raises `UnsafeConfigError` with `problems` and with all that the client itself
+    refuses."""
+    watch = ClusterWatch(str(settings.get("bootstrap.servers")), settings.get("error_cb"))
+    complete = {**settings, "error_cb": watch.on_error}
+    for name in _ISOLATED_CALLBACKS:
+        if callable(complete.get(name)):
+            complete[name] = isolated(complete[name], name)
+    complete.setdefault("logger", _bridge)
+    if problems:
+        raise UnsafeConfigError([*problems, *_refused_by_client(kind, settings)])
+    try:
+        return kind(complete), watch
+    except (KafkaException, TypeError, ValueError) as error:
+        found = _refused_by_client(kind, settings)
+        raise UnsafeConfigError(found or [_combination(settings, error)]) from error
+
+
+def _refused_by_client(kind: type[_Client], settings: Config) -> list[SettingProblem]:
+    """Each setting tried alone, without an address: the client names only the first one it refuses, and by its
+    canonical name."""
+    base: Config = {"group.id": "settings-check"} if kind is Consumer else {}
+    problems = []
+    for name, value in settings.items():
+        if name in ("bootstrap.servers", "logger"):
+            continue
+        try:
+            kind({**base, name: value, "logger": _bridge})
+        except TypeError as error:
+            problems.append(SettingProblem(name, shown(name, value), f"{error}.", "give a value of that type."))
+        except KafkaException as error:
+            reason = error.args[0].str().strip()
+            if "configuration property" in reason:  # else it only misses its companions
+                remedy = (
+                    "check the spelling; the names are librdkafka's (its CONFIGURATION.md)."
+                    if "No such" in reason
+                    else "give a value that the setting takes (librdkafka's CONFIGURATION.md)."
+                )
+                problems.append(SettingProblem(name, shown(name, value), f"{reason}.", remedy))
+    return problems
+
+
+def _combination(settings: Config, error: Exception) -> SettingProblem:
+    cause = error.args[0] if error.args else error
+    reason = cause.str() if isinstance(cause, KafkaError) else str(error)
+    return SettingProblem(
+        ", ".join(sorted(settings)), "(together)", f"{reason}.", "change the settings that the reason names."
+    )

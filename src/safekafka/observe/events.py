@@ -1,0 +1,62 @@
+"""Events: the closed list of what the library logs, and the one way to log it.
+
+An event goes through the application's structlog configuration if it has one, otherwise through the standard library's
+logger
+`safekafka`; nothing global is configured here. Fields carry names, numbers and coordinates, never keys, values or
+secrets. Thread safe. A log sink that raises changes nothing: an event must not be able to end the thread that tells it.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from typing import Any
+
+import structlog
+
+_logger = logging.getLogger("safekafka")
+
+
+class Event(enum.Enum):
+    """Name, level. The names are stable: alerts may be built on them."""
+
+    # any client
+    CLUSTER_UNREACHABLE = ("cluster_unreachable", logging.ERROR)
+    CLUSTER_REACHABLE = ("cluster_reachable", logging.INFO)
+    AUTHENTICATION_FAILED = ("authentication_failed", logging.ERROR)
+    CLIENT_ERROR = ("client_error", logging.WARNING)
+    CALLBACK_FAILED = ("callback_failed", logging.ERROR)
+    THREAD_DIED = ("thread_died", logging.CRITICAL)
+    # producer
+    RECORD_UNDELIVERED = ("record_undelivered", logging.ERROR)
+    LATE_REPORT = ("late_report", logging.WARNING)
+    PRODUCER_FATAL = ("producer_fatal", logging.CRITICAL)
+    # spool
+    SPOOL_RECOVERED = ("spool_recovered", logging.INFO)
+    SPOOL_LEFT = ("spool_left", logging.WARNING)
+    TOPIC_BLOCKED = ("topic_blocked", logging.ERROR)
+    TOPIC_UNBLOCKED = ("topic_unblocked", logging.INFO)
+    RECORD_REJECTED = ("record_rejected", logging.ERROR)
+    CLIENT_REBUILT = ("client_rebuilt", logging.WARNING)
+    SPOOL_SENDER_FAILING = ("spool_sender_failing", logging.ERROR)
+    # consumer
+    HANDLER_RETRY = ("handler_retry", logging.WARNING)
+    HANDLER_ABANDONED = ("handler_abandoned", logging.ERROR)
+    DEAD_LETTERED = ("dead_lettered", logging.ERROR)
+    COMMIT_FAILED = ("commit_failed", logging.WARNING)
+    PARTITIONS_ASSIGNED = ("partitions_assigned", logging.INFO)
+    PARTITIONS_REVOKED = ("partitions_revoked", logging.INFO)
+    PARTITIONS_LOST = ("partitions_lost", logging.WARNING)
+    CONSUMER_STOPPED = ("consumer_stopped", logging.INFO)
+    CLOSE_TIMED_OUT = ("close_timed_out", logging.ERROR)
+
+
+def emit(event: Event, **fields: Any) -> None:
+    name, level = event.value
+    try:
+        if structlog.is_configured():
+            structlog.get_logger("safekafka").log(level, name, **fields)
+        else:
+            _logger.log(level, "%s %s", name, " ".join(f"{key}={value!r}" for key, value in fields.items()))
+    except Exception:  # noqa: BLE001 - see the module's docstring
+        return

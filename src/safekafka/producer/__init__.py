@@ -1,0 +1,6 @@
+"""Sending records: every one that is accepted ends in exactly one known outcome."""
+
+from safekafka.producer.producer import SafeProducer
+from safekafka.producer.receipt import Delivery, Receipt
+
+__all__ = ["Delivery", "Receipt", "SafeProducer"]

@@ -1,0 +1,74 @@
+"""Failures that the program has not looked at yet: held for `flush()` and `close()` to raise. Never silent, and
+bounded.
+
+Threads: `fail` on the thread that resolves receipts; `observed` and `raise_if_any` on any. One lock, which nothing is
+called under.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from safekafka.errors import DeliveryError, UndeliveredError
+from safekafka.observe import Event, emit
+from safekafka.producer.receipt import TOLD, Receipt
+from safekafka.record import Record
+
+OnUndelivered: TypeAlias = "Callable[[Record, DeliveryError], Any]"
+MAX_HELD = 1_000
+
+
+class Unobserved:
+    def __init__(self, on_undelivered: OnUndelivered | None) -> None:
+        self._on_undelivered = on_undelivered
+        self._lock = threading.Lock()
+        self._held: dict[Receipt, DeliveryError] = {}
+        self._more = 0  # beyond MAX_HELD: counted, not held
+        self._generation = (
+            1  # goes up when the failures were raised: who observes one later must not be subtracted again
+        )
+        self.total = 0
+
+    def fail(self, receipt: Receipt, failure: DeliveryError) -> None:
+        """End the receipt with `failure`, told to `on_undelivered` first; counted before anybody can see the
+        outcome."""
+        self.total += 1
+        if not self._handled(failure) and receipt._unobserved != TOLD:
+            with self._lock:
+                receipt._unobserved = self._generation
+                room = len(self._held) < MAX_HELD
+                if room:
+                    self._held[receipt] = failure
+                else:
+                    self._more += 1
+            if room:
+                emit(Event.RECORD_UNDELIVERED, outcome=type(failure).__name__, error=str(failure))
+        receipt._resolve(failure)
+
+    def observed(self, receipt: Receipt) -> None:
+        with self._lock:
+            if receipt._unobserved == self._generation and self._held.pop(receipt, None) is None:
+                self._more -= 1
+            receipt._unobserved = 0
+
+    def raise_if_any(self) -> None:
+        """Raise `UndeliveredError` with all failures nobody observed, once."""
+        with self._lock:
+            failures, count = list(self._held.values()), len(self._held) + self._more
+            self._held.clear()
+            self._more = 0
+            self._generation += 1
+        if count:
+            raise UndeliveredError(failures, count)
+
+    def _handled(self, failure: DeliveryError) -> bool:
+        if self._on_undelivered is None:
+            return False
+        try:
+            self._on_undelivered(failure.record, failure)
+        except Exception as error:  # noqa: BLE001 - what it does not handle is raised by flush() or close()
+            emit(Event.CALLBACK_FAILED, callback="on_undelivered", error=repr(error))
+            return False
+        return True

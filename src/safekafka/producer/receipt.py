@@ -1,0 +1,202 @@
+"""The receipt of one accepted record: pending, then exactly one of delivered, failed, unknown.
+
+Threads: resolved once, by the one thread that owns the record's client (delivery thread or spool sender); read, awaited
+and given callbacks from any thread. There is no lock per receipt. The outcome is written first and the callbacks are
+looked at afterwards; who adds a callback looks at the outcome afterwards; so at least one of the two sees the other,
+and `list.pop` hands each callback to one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+
+from safekafka.client import isolated
+from safekafka.errors import DeliveryError, DeliveryFailed
+from safekafka.producer.ownthread import refuse_on
+from safekafka.record import Fields, Record, as_record
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+Status: TypeAlias = Literal["pending", "delivered", "failed", "unknown"]
+
+
+class Delivery(NamedTuple):
+    """Where the record is. `timestamp` is in ms since the epoch, None if the broker gave none."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int | None
+
+
+class ReceiptOwner(Protocol):
+    """What a receipt needs of the part that will resolve it."""
+
+    def resolving_thread(self) -> threading.Thread:
+        """The thread that resolves receipts: waiting on it would wait for itself."""
+
+    def observed(self, receipt: Receipt) -> None:
+        """Somebody looked at a failure, so `flush()` and `close()` need not raise it."""
+
+    def watched(self, receipt: Receipt) -> None:
+        """Somebody waits for the receipt: it must be kept until it is resolved, though nobody else holds it."""
+
+
+TOLD = -1  # a callback will be given the failure
+_adding = threading.Lock()  # taken by who adds a callback, never by who resolves
+
+
+class Receipt:
+    """The outcome of one record. Made by `SafeProducer.send()`; thread safe; may be awaited on any running event
+    loop."""
+
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_fields",
+        "_outcome",
+        "_owner",
+        "_sent_at",
+        "_spooled",
+        "_unobserved",
+    )
+
+    def __init__(self, owner: ReceiptOwner, fields: Fields, sent_at: float, spooled: bool = False) -> None:
+        self._owner = owner
+        self._fields: Fields | None = fields
+        self._sent_at = sent_at  # monotonic
+        self._spooled = spooled
+        self._outcome: Delivery | DeliveryError | None = None
+        self._callbacks: list[Callable[[Receipt], Any]] | None = None
+        self._unobserved = 0  # TOLD, or the generation of `Unobserved` that counts this failure
+
+    @property
+    def status(self) -> Status:
+        outcome = self._outcome
+        if outcome is None:
+            return "pending"
+        if isinstance(outcome, Delivery):
+            return "delivered"
+        return "failed" if isinstance(outcome, DeliveryFailed) else "unknown"
+
+    @property
+    def durable(self) -> bool:
+        """True once the record is on the local disk or delivered."""
+        return self._spooled or isinstance(self._outcome, Delivery)
+
+    @property
+    def record(self) -> Record | None:
+        """What was sent. None once it is delivered: the payload is let go then."""
+        fields = self._fields
+        return None if fields is None else as_record(fields)
+
+    def done(self) -> bool:
+        return self._outcome is not None
+
+    def result(self, timeout: float | None = None) -> Delivery:
+        """Wait for the outcome, at most `timeout` seconds.
+
+        Raises `DeliveryFailed`, `DeliveryUnknown`, or `TimeoutError` when there is no outcome yet (the record goes on
+        all the same).
+        """
+        outcome = self._wait(timeout)
+        if isinstance(outcome, Delivery):
+            return outcome
+        raise outcome
+
+    def exception(self, timeout: float | None = None) -> DeliveryError | None:
+        """Like `result`, but returns the failure; None when delivered."""
+        outcome = self._wait(timeout)
+        return None if isinstance(outcome, Delivery) else outcome
+
+    def add_done_callback(self, callback: Callable[[Receipt], Any]) -> None:
+        """Call `callback(receipt)` once there is an outcome, on the delivery thread; at once if there is one already.
+
+        An exception of the callback is logged. A failure that reaches a callback counts as observed.
+        """
+        call = isolated(callback, getattr(callback, "__qualname__", repr(callback)))
+
+        def tell(receipt: Receipt) -> None:
+            call(receipt)
+            if receipt._unobserved > 0:  # it failed while the callback was being added
+                self._owner.observed(receipt)
+
+        if self._outcome is None:
+            self._unobserved = TOLD
+        self._add(tell)
+
+    def __await__(self) -> Generator[Any, None, Delivery]:
+        if self._outcome is None:
+            loop = asyncio.get_running_loop()
+            woken: asyncio.Future[None] = loop.create_future()
+
+            def wake(_: Receipt) -> None:
+                try:
+                    loop.call_soon_threadsafe(_set, woken)
+                except RuntimeError:
+                    return  # the loop was closed: nobody waits there any more; the receipt has its outcome all the same
+
+            self._add(wake)
+            yield from woken
+        return self.result(0)
+
+    def __repr__(self) -> str:
+        return f"<Receipt {self.status} {self._outcome or ''}>"
+
+    # ---- for the owner
+
+    def _delivered(self, message: Message) -> None:
+        topic, partition, offset = message.topic(), message.partition(), message.offset()
+        kind, timestamp = message.timestamp()
+        # The client types these as optional; in a report of a delivered record they are set.
+        self._resolve(Delivery(topic, partition, offset, timestamp if kind else None))  # type: ignore[arg-type]
+
+    def _resolve(self, outcome: Delivery | DeliveryError) -> None:
+        if isinstance(outcome, Delivery):
+            self._fields = None
+        self._outcome = outcome
+        if self._callbacks is not None:
+            self._call_back()
+
+    # ---- inside
+
+    def _wait(self, timeout: float | None) -> Delivery | DeliveryError:
+        outcome = self._outcome
+        if outcome is None:
+            refuse_on(self._owner.resolving_thread(), "receipt.result()")
+            arrived = threading.Lock()
+            arrived.acquire()
+            self._add(lambda _: arrived.release())
+            if not arrived.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+                raise TimeoutError(f"no outcome after {timeout} s; the record is still on its way")
+            outcome = self._outcome
+            assert outcome is not None
+        if self._unobserved > 0:
+            self._owner.observed(self)
+        return outcome
+
+    def _add(self, callback: Callable[[Receipt], Any]) -> None:
+        with _adding:
+            if self._callbacks is None:
+                self._callbacks = []
+            self._callbacks.append(callback)
+        self._owner.watched(self)
+        if self._outcome is not None:
+            self._call_back()
+
+    def _call_back(self) -> None:
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop(0)
+            except IndexError:
+                return
+            callback(self)
+
+
+def _set(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
