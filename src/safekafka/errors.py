@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from confluent_kafka import KafkaError
+    from confluent_kafka import KafkaError, Message
 
     from safekafka.record import Record
 
@@ -146,17 +146,16 @@ class HandlerFailed(SafeKafkaError):  # noqa: N818
     exception.
     """
 
-    def __init__(self, topic: str, partition: int, offset: int, attempts: int, cause: BaseException) -> None:
-        self.topic = topic
-        self.partition = partition
-        self.offset = offset
+    def __init__(self, message: Message, attempts: int, cause: BaseException) -> None:
+        self.topic = message.topic()
+        self.partition = message.partition()
+        self.offset = message.offset()
         self.attempts = attempts
         super().__init__(
-            f"handler failed for {topic}[{partition}]@{offset} after {attempts} attempt(s): {cause!r}. "
+            f"handler failed for {self.topic}[{self.partition}]@{self.offset} after {attempts} attempt(s): {cause!r}. "
             "Nothing from this message on was committed: it comes again at the next start. "
             "Remedy: mend the handler, or set dead_letter= to move such messages aside."
         )
-        self.__cause__ = cause
 
 
 class DeadLetterFailed(SafeKafkaError):  # noqa: N818

@@ -1,10 +1,12 @@
 """How far a partition may be committed: the frontier. Pure: no client, no clock, no thread.
 
-The frontier is built from the offsets that were delivered, never from arithmetic on offsets: logs do not start at 0, and compaction and
-transaction markers leave gaps. It is the lowest unfinished offset, or one past the highest finished when nothing is open.
+The frontier is built from the offsets that were delivered, never from arithmetic on offsets: logs do not start at 0,
+and compaction and transaction markers leave gaps. It is the lowest unfinished offset, or one past the highest finished
+when nothing is open.
 
-One `PartitionProgress` stands for one assignment of one partition. When the partition leaves, the object is dropped, so that a handler which
-finishes late marks an object that nothing is committed from any more: the object's identity is the epoch.
+One `PartitionProgress` stands for one assignment of one partition. When the partition leaves, the object is dropped, so
+that a handler which finishes late marks an object that nothing is committed from any more: the object's identity is the
+epoch.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from collections import deque
 
 
 class PartitionProgress:
-    """Delivered, finished and committed offsets of one partition during one assignment. Not thread safe: the caller has the lock."""
+    """Delivered, finished and committed offsets of one partition during one assignment. Not thread safe: the caller has
+    the lock."""
 
     __slots__ = ("_committed", "_finished", "_next", "_open", "partition", "revoked", "topic")
 
@@ -30,7 +33,8 @@ class PartitionProgress:
         """The message was delivered to us. Offsets come in ascending order."""
         if self._open and offset <= self._open[-1]:
             raise ValueError(
-                f"{self.topic}[{self.partition}]: offset {offset} delivered after {self._open[-1]}; tracking it would move "
+                f"{self.topic}[{self.partition}]: offset {offset} delivered after {self._open[-1]}; tracking it "
+                f"would move "
                 "the frontier past messages that were not handled"
             )
         self._open.append(offset)

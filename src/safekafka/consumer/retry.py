@@ -1,6 +1,7 @@
 """When a message is tried again: `Retry`, a thin cover over tenacity's own strategies. And `Reject`, for handlers.
 
-Nothing of tenacity is re-written here; what is added is that a wait ends at once when the message is given up (revoke, stop).
+Nothing of tenacity is re-written here; what is added is that a wait ends at once when the message is given up (revoke,
+stop).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class Reject(Exception):  # noqa: N818 - reads as what a handler does: raise Rej
 class Retry:
     """How often, how long apart, and for which errors a handler is tried again.
 
-    `attempts` counts the first one. `wait` is any of tenacity's wait strategies (seconds), `on` the exception types that are worth another
-    attempt. `stop` and `retry` take tenacity's strategies in place of `attempts` and `on`.
+    `attempts` counts the first one. `wait` is any of tenacity's wait strategies (seconds), `on` the exception types
+    that are worth another attempt. `stop` and `retry` take tenacity's strategies in place of `attempts` and `on`.
     """
 
     attempts: int = 5
@@ -38,8 +39,10 @@ class Retry:
         if not isinstance(self.attempts, int) or self.attempts < 1:
             raise ValueError(f"attempts={self.attempts!r}: give the number of attempts, 1 or more (1 = no retry)")
 
-    def run(self, call: Callable[[], Any], given_up: threading.Event, on_retry: Callable[[int, BaseException], None]) -> int:
-        """Call until it succeeds; returns the number of attempts. When they end, the last exception is raised with `.attempts` on the note.
+    def run(
+        self, call: Callable[[], Any], given_up: threading.Event, on_retry: Callable[[int, BaseException], None]
+    ) -> int:
+        """Call until it succeeds; returns the number of attempts. Raises `Exhausted` when they have ended.
 
         `given_up` ends a wait and all further attempts. `on_retry(attempt, error)` is called before each wait.
         """
@@ -57,7 +60,9 @@ class Retry:
 
         worth_it = self.retry or tenacity.retry_if_exception_type(self.on)
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_any(self.stop or tenacity.stop_after_attempt(self.attempts), tenacity.stop_when_event_set(given_up)),
+            stop=tenacity.stop_any(
+                self.stop or tenacity.stop_after_attempt(self.attempts), tenacity.stop_when_event_set(given_up)
+            ),
             wait=self.wait,
             retry=worth_it & tenacity.retry_if_not_exception_type(Reject),
             sleep=tenacity.sleep_using_event(given_up),

@@ -1,7 +1,8 @@
 """What a dead letter says about where it comes from and why it is one. Pure.
 
-The original's key, value and headers are kept byte for byte. Ours come behind them, under `safekafka.dlq.`; those of an earlier pass through
-a dead letter topic are replaced, not added up, so a message that comes back again and again does not grow.
+The original's key, value and headers are kept byte for byte. Ours come behind them, under `safekafka.dlq.`; those of an
+earlier pass through a dead letter topic are replaced, not added up, so a message that comes back again and again does
+not grow.
 """
 
 from __future__ import annotations

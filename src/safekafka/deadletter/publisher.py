@@ -20,13 +20,23 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
 # Connection and security only: a consumer's other settings mean nothing to a producer, or something else.
-_TAKEN_OVER = ("bootstrap.servers", "metadata.broker.list", "client.id", "security.", "ssl.", "sasl.", "oauth_cb", "enable.ssl.")
+_TAKEN_OVER = (
+    "bootstrap.servers",
+    "metadata.broker.list",
+    "client.id",
+    "security.",
+    "ssl.",
+    "sasl.",
+    "oauth_cb",
+    "enable.ssl.",
+)
 _SIZE = {"message.max.bytes": 1_000_000_000, "compression.type": "zstd"}  # the broker's limit decides, not ours
 _ROUND_SECONDS = 30.0
 
 
 class DeadLetterPublisher:
-    """Owns its producer. `write_timeout` (seconds) bounds how long a message is held back by a dead letter that can't be written."""
+    """Owns its producer. `write_timeout` (seconds) bounds how long a message is held back by a dead letter that can't
+    be written."""
 
     def __init__(self, topic: str, group: str, consumer_config: Mapping[str, Any], write_timeout: float) -> None:
         self.topic = topic
@@ -37,7 +47,8 @@ class DeadLetterPublisher:
         self._producer = SafeProducer({**taken, **_SIZE}, delivery_timeout=write_timeout, max_block=write_timeout)
 
     def write(self, message: Message, error: BaseException, attempts: int) -> None:
-        """Return once the dead letter is acknowledged. Raises `DeadLetterFailed` if it is not within `write_timeout`."""
+        """Return once the dead letter is acknowledged. Raises `DeadLetterFailed` if it is not within
+        `write_timeout`."""
         where = f"{message.topic()}[{message.partition()}]@{message.offset()}"
         headers = dead_letter_headers(
             message, error, attempts=attempts, group=self._group, host=self._host, now_ms=int(time.time() * 1000)
@@ -47,7 +58,8 @@ class DeadLetterPublisher:
             delivery: Delivery = receipt.result(self._write_timeout + _ROUND_SECONDS)
         except (SafeKafkaError, TimeoutError) as cause:
             raise DeadLetterFailed(
-                f"{where} could not be handled ({error!r}) and its dead letter could not be written to {self.topic!r}: {cause} "
+                f"{where} could not be handled ({error!r}) and its dead letter could not be written to "
+                f"{self.topic!r}: {cause} "
                 "The message was not committed: it comes again at the next start. "
                 f"Remedy: check that the topic {self.topic!r} exists and may be written to."
             ) from cause

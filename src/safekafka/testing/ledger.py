@@ -1,4 +1,4 @@
-"""The ledger: what was accepted against what is in Kafka. It judges tests and demo, so it uses nothing of what it judges.
+"""The ledger: what was accepted against what is in Kafka. It judges the tests, so it uses nothing of what it judges.
 
 `read_log()` reads a topic back with a plain confluent-kafka consumer, `log_entries()` picks each message's identity,
 `audit_log()` compares:
@@ -182,26 +182,37 @@ def read_log(bootstrap_servers: str, topic: str, timeout: float) -> list[Message
 
 def _ends(consumer: Consumer, topic: str, deadline: float, errors: dict[str, None]) -> dict[int, int]:
     """The end offset of each partition that holds anything."""
-    partitions: list[int] | None = None
-    ends: dict[int, tuple[int, int]] = {}
-    while partitions is None or len(ends) < len(partitions):
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            raise _timed_out(topic, "all" if partitions is None else sorted(set(partitions) - set(ends)), errors)
-        try:
-            if partitions is None:
-                found = consumer.list_topics(topic, timeout=min(remaining, _PATIENCE)).topics[topic]
-                if found.error is not None:
-                    raise KafkaException(found.error)
-                partitions = list(found.partitions)
-            for partition in set(partitions) - set(ends):
-                ends[partition] = consumer.get_watermark_offsets(
-                    TopicPartition(topic, partition), timeout=min(remaining, _PATIENCE), cached=False
-                )
-        except KafkaException as error:
-            _remember(error.args[0], errors)
-            consumer.poll(0.05)  # brokers that come back need a moment
-    return {partition: high for partition, (low, high) in ends.items() if high > low}
+    missing: list[int] | None = None  # not known yet
+    ends: dict[int, int] = {}
+    while missing is None or missing:
+        if time.monotonic() >= deadline:
+            raise _timed_out(topic, missing, errors)
+        if missing is None:
+            missing = _partitions(consumer, topic, deadline, errors)
+        for partition in missing or ():
+            try:
+                where = TopicPartition(topic, partition)
+                low, high = consumer.get_watermark_offsets(where, timeout=_wait(deadline), cached=False)
+            except KafkaException as error:
+                _remember(error.args[0], errors)
+            else:
+                ends[partition] = high if high > low else 0
+        if missing is not None:
+            missing = [partition for partition in missing if partition not in ends]
+        if missing is None or missing:
+            consumer.poll(min(_wait(deadline), 0.05))  # brokers that come back need a moment
+    return {partition: end for partition, end in ends.items() if end}
+
+
+def _partitions(consumer: Consumer, topic: str, deadline: float, errors: dict[str, None]) -> list[int] | None:
+    try:
+        found = consumer.list_topics(topic, timeout=_wait(deadline)).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+    except KafkaException as error:
+        _remember(error.args[0], errors)
+        return None
+    return sorted(found.partitions)
 
 
 def _read(
@@ -215,11 +226,10 @@ def _read(
     open_ends = dict(ends)
     consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in ends])
     while open_ends:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
+        if time.monotonic() >= deadline:
             raise _timed_out(topic, sorted(open_ends), errors)
         # consume(n, t) alone would wait the whole time t for n messages.
-        first = consumer.poll(min(remaining, _PATIENCE))
+        first = consumer.poll(_wait(deadline))
         for message in [first, *consumer.consume(_BATCH, 0)] if first is not None else ():
             error = message.error()
             if error is not None and error.code() != KafkaError._PARTITION_EOF:
@@ -240,7 +250,12 @@ def _remember(error: KafkaError, errors: dict[str, None]) -> None:
     errors.setdefault(error.str())
 
 
-def _timed_out(topic: str, partitions: list[int] | str, errors: dict[str, None]) -> TimeoutError:
+def _wait(deadline: float) -> float:
+    return max(0.0, min(deadline - time.monotonic(), _PATIENCE))
+
+
+def _timed_out(topic: str, partitions: list[int] | None, errors: dict[str, None]) -> TimeoutError:
+    which = "all partitions, whose number is not known," if partitions is None else f"partitions {partitions}"
     return TimeoutError(
-        f"topic {topic!r}: partitions {partitions} not read to their end. The client's last errors: {list(errors)[-3:]}"
+        f"topic {topic!r}: {which} could not be read to the end. The client's last errors: {list(errors)[-3:]}"
     )

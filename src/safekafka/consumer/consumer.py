@@ -1,0 +1,386 @@
+"""`SafeConsumer`: one poll thread, one worker, and a commit only behind what is finished.
+
+Threads
+- The poll thread is the one that calls `run()`. It alone takes messages, pauses, commits, and runs the rebalance
+  callbacks (librdkafka calls them inside `poll`). Handlers never run on it, so a slow handler does not cost us the
+  partitions.
+- The worker handles messages (`worker.py`).
+- Helper threads run a synchronous commit or the client's `close()`, which have no timeout of their own; they take
+  turns, and the poll thread waits for them for a bounded time only.
+- `stop()` may be called from any thread, a handler or a signal handler.
+
+Lock: `_lock` guards progress and the counts of what is in flight, shared by poll thread and worker. Nothing is called
+under it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from safekafka.client import build_client, isolated
+from safekafka.consumer.progress import PartitionProgress
+from safekafka.consumer.retry import Retry
+from safekafka.consumer.signals import stop_on_signal
+from safekafka.consumer.worker import Handler, Worker
+from safekafka.deadletter.publisher import DeadLetterPublisher
+from safekafka.errors import ClosedError, SafeKafkaError
+from safekafka.observe import Event, emit
+from safekafka.settings import consumer_settings
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_Key: TypeAlias = "tuple[str, int]"
+_POLL_SECONDS = 0.1
+_TAKE = 500
+_CLOSE_SECONDS = 5.0  # what close() keeps of shutdown_timeout for leaving the group
+# Errors that no waiting mends: they are the operator's to mend, so the consumer stops instead of looking alive.
+_STOPPING = frozenset(
+    {
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.UNRELEASED_INSTANCE_ID,
+        KafkaError._FENCED,
+        KafkaError._AUTO_OFFSET_RESET,
+    }
+)
+
+
+class SafeConsumer:
+    """Hands each message to the handler at least once, and commits an offset only when everything before it is
+    finished.
+
+    `config` takes librdkafka's names; auto-commit is off and can't be turned on. `retry` says how often a failing
+    handler is tried again.
+    `dead_letter`: the topic that takes messages which could not be handled, with their bytes, headers and the reason.
+    It must exist. The source offset counts as finished only once the dead letter is acknowledged. Without it, such a
+    message stops the consumer with `HandlerFailed`.
+    `commit_interval`: seconds between commits. `drain_timeout`: seconds that a running handler gets when its partition
+    is taken away or the consumer stops. `shutdown_timeout`: seconds for the whole stop. `max_in_flight`,
+    `max_in_flight_bytes` bound what is held in memory.
+
+    Raises `UnsafeConfigError`. `stop()` is thread safe; everything else belongs to the thread that calls `run()`.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        topics: Sequence[str],
+        *,
+        retry: Retry | None = None,
+        dead_letter: str | None = None,
+        commit_interval: float = 1.0,
+        drain_timeout: float = 15.0,
+        shutdown_timeout: float = 20.0,
+        max_in_flight: int = 10_000,
+        max_in_flight_bytes: int = 64 << 20,
+    ) -> None:
+        _check(topics, dead_letter)
+        settings, problems = consumer_settings(config, drain_timeout)
+        self._on_commit_of_user = settings.get("on_commit")
+        settings["on_commit"] = self._on_commit
+        self._client, self._watch = build_client(Consumer, settings, problems)
+        group = str(settings["group.id"])
+        self._dead_letters = (
+            None if dead_letter is None else DeadLetterPublisher(dead_letter, group, config, write_timeout=60.0)
+        )
+        self._topics = list(topics)
+        self._retry = retry or Retry()
+        self._commit_interval = commit_interval
+        self._drain_timeout = drain_timeout
+        self._shutdown_timeout = shutdown_timeout
+        self._max_in_flight = max_in_flight
+        self._max_in_flight_bytes = max_in_flight_bytes
+        self._pid = os.getpid()
+        self._stop = threading.Event()
+        self._started = False
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._partitions: dict[_Key, PartitionProgress] = {}
+        self._in_flight = 0
+        self._in_flight_bytes = 0
+        self._paused = False
+        self._commit_sent = False
+        self._commit_due = 0.0
+        self._closing = False
+        self._helper: threading.Thread | None = None
+
+    def run(self, handler: Handler) -> None:
+        """Handle messages until `stop()`, SIGTERM or SIGINT (on the main thread), or a failure that is raised here.
+
+        `handler(message)` gets a `confluent_kafka.Message`, sync or async, one message at a time. It ends a message by
+        returning;
+        `raise Reject("reason")` sends it to the dead letter topic at once; any other exception follows `retry`.
+        Raises `HandlerFailed`, `DeadLetterFailed`, `SafeKafkaError`, `ClosedError`, or what a handler raised that is no
+        `Exception`. The consumer is closed when this returns.
+        """
+        if self._pid != os.getpid():
+            raise ClosedError("this consumer belongs to the parent process. Remedy: make a SafeConsumer in the child.")
+        if self._started or self._closed.is_set():
+            raise ClosedError("a SafeConsumer runs once. Remedy: make a new one.")
+        self._started = True
+        self._worker = Worker(handler, self._retry, self._dead_letters, self._ended)
+        self._worker.start()
+        with stop_on_signal(self.stop):
+            try:
+                self._client.subscribe(
+                    self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+                )
+                while not self._stop.is_set() and self._worker.failure is None:
+                    self._take()
+                    self._balance()
+                    self._commit_if_due()
+            finally:
+                self._shut_down()
+        if self._worker.failure is not None:
+            raise self._worker.failure
+
+    def stop(self) -> None:
+        """Ask `run()` to finish what is being handled, commit, leave the group and return. Returns at once."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Stop, and wait for `run()` on another thread to end. Idempotent."""
+        self.stop()
+        if self._started:
+            if threading.current_thread() is not self._worker:
+                self._closed.wait(self._shutdown_timeout + _CLOSE_SECONDS)
+        elif not self._closed.is_set() and self._pid == os.getpid():
+            self._closed.set()
+            self._client.close()
+            if self._dead_letters is not None:
+                self._dead_letters.close(self._shutdown_timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- taking
+
+    def _take(self) -> None:
+        message = self._client.poll(_POLL_SECONDS)
+        if message is None:
+            return
+        self._accept(message)
+        # consume(n) alone would wait for all n; behind a poll() it takes what is there.
+        room = min(_TAKE, self._max_in_flight - self._in_flight)
+        if room > 0:
+            for further in self._client.consume(room, 0):
+                self._accept(further)
+
+    def _accept(self, message: Message) -> None:
+        error = message.error()
+        if error is not None:
+            self._on_message_error(message, error)
+            return
+        self._watch.alive()
+        key: _Key = (message.topic(), message.partition())  # type: ignore[assignment]
+        with self._lock:
+            progress = self._partitions.get(key)
+            if progress is None:
+                # Taken together with the revocation of its partition: it is the next owner's, and untouched here.
+                return
+            progress.track(message.offset())  # type: ignore[arg-type]
+            self._in_flight += 1
+            self._in_flight_bytes += len(message)
+        self._worker.put(progress, message)
+
+    def _on_message_error(self, message: Message, error: KafkaError) -> None:
+        if error.code() == KafkaError._PARTITION_EOF:
+            return
+        if error.fatal() or error.code() in _STOPPING:
+            raise SafeKafkaError(
+                f"the consumer can't go on: {error.str()} ({error.name()}). Nothing unhandled was committed. "
+                "Remedy: mend the cause that the broker names (rights, group.instance.id, offsets), then start again."
+            ) from KafkaException(error)
+        emit(Event.CLIENT_ERROR, error=error.name(), detail=error.str(), topic=message.topic())
+
+    def _balance(self) -> None:
+        """Hold the flow back while too much is in flight; hysteresis, since every pause throws the prefetched messages
+        away."""
+        with self._lock:
+            records, size = self._in_flight, self._in_flight_bytes
+        full = records >= self._max_in_flight or size >= self._max_in_flight_bytes
+        low = records <= self._max_in_flight // 2 and size <= self._max_in_flight_bytes // 2
+        if full and not self._paused:
+            self._client.pause(self._client.assignment())
+            self._paused = True
+        elif low and self._paused:
+            self._client.resume(self._client.assignment())
+            self._paused = False
+
+    def _ended(self, progress: PartitionProgress, message: Message, done: bool) -> None:
+        """On the worker thread: a message is finished, or was given up."""
+        with self._lock:
+            self._in_flight -= 1
+            self._in_flight_bytes -= len(message)
+            if done:
+                progress.done(message.offset())  # type: ignore[arg-type]
+
+    # ---- committing
+
+    def _commit_if_due(self) -> None:
+        now = time.monotonic()
+        if now < self._commit_due or self._commit_sent:
+            return
+        self._commit_due = now + self._commit_interval
+        offsets = self._to_commit(self._partitions.values())
+        if offsets:
+            try:
+                self._client.commit(offsets=offsets, asynchronous=True)
+                self._commit_sent = True
+            except KafkaException as error:
+                emit(Event.COMMIT_FAILED, error=error.args[0].name(), detail=error.args[0].str(), again=True)
+
+    def _to_commit(self, progresses: Iterable[PartitionProgress]) -> list[TopicPartition]:
+        with self._lock:
+            pairs = [(progress, progress.to_commit()) for progress in progresses]
+        return [TopicPartition(p.topic, p.partition, offset) for p, offset in pairs if offset is not None]
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """On the poll thread. A failed commit moves nothing: the frontier is still to be committed, and is at the next
+        interval."""
+        self._commit_sent = False
+        self._note_committed(partitions, error)
+        if self._on_commit_of_user is not None:
+            isolated(self._on_commit_of_user, "on_commit")(error, partitions)
+
+    def _note_committed(self, partitions: Iterable[TopicPartition], error: KafkaError | None = None) -> None:
+        for partition in partitions:
+            failure = error or partition.error
+            if failure is not None:
+                emit(
+                    Event.COMMIT_FAILED,
+                    topic=partition.topic,
+                    partition=partition.partition,
+                    error=failure.name(),
+                    again=True,
+                )
+                continue
+            with self._lock:
+                progress = self._partitions.get((partition.topic, partition.partition))
+                if progress is not None:
+                    progress.committed(partition.offset)
+
+    def _commit_now(self, progresses: Iterable[PartitionProgress], until: float) -> None:
+        """Commit what is finished and wait for the broker's word, at most until `until` (monotonic). Without it:
+        redelivery, no loss."""
+        offsets = self._to_commit(progresses)
+        if not offsets:
+            return
+
+        def commit() -> None:
+            try:
+                self._note_committed(self._client.commit(offsets=offsets, asynchronous=False) or ())
+            except KafkaException as error:
+                emit(Event.COMMIT_FAILED, error=error.args[0].name(), detail=error.args[0].str(), again=False)
+
+        if not self._bounded(commit, until):
+            emit(Event.COMMIT_FAILED, error="no answer in time", partitions=len(offsets), again=False)
+
+    def _bounded(self, work: Callable[[], None], until: float) -> bool:
+        """Run `work` on a helper thread, behind an earlier one that still hangs; False if it has not ended at
+        `until`."""
+        before = self._helper
+
+        def in_turn() -> None:
+            if before is not None:
+                before.join()
+            work()
+
+        self._helper = threading.Thread(target=in_turn, name="safekafka-commit", daemon=True)
+        self._helper.start()
+        self._helper.join(max(0.0, until - time.monotonic()))
+        return not self._helper.is_alive()
+
+    # ---- rebalance: librdkafka calls these inside poll() and close()
+
+    def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        with self._lock:
+            for partition in partitions:
+                self._partitions[partition.topic, partition.partition] = PartitionProgress(
+                    partition.topic, partition.partition
+                )
+        self._paused = False  # an assignment ends a pause; _balance() pauses again if need be
+        if partitions:
+            emit(Event.PARTITIONS_ASSIGNED, partitions=_names(partitions))
+
+    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        """Still ours: let running handlers finish within the deadline, commit what is finished, then forget the
+        partitions."""
+        if self._closing:
+            return  # run() has done all this before it closed the client
+        until = time.monotonic() + self._drain_timeout
+        self._let_go(self._progress_of(partitions), until)
+        self._forget(partitions)
+        if partitions:
+            emit(Event.PARTITIONS_REVOKED, partitions=_names(partitions))
+
+    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        """No longer ours: somebody else may have them already. Nothing is committed; late marks fall on objects nobody
+        reads."""
+        self._worker.give_up(self._progress_of(partitions))
+        self._forget(partitions)
+        if partitions:
+            emit(Event.PARTITIONS_LOST, partitions=_names(partitions))
+
+    def _let_go(self, progresses: list[PartitionProgress], until: float) -> None:
+        self._worker.give_up(progresses)
+        if not self._worker.wait_until_free(progresses, until):
+            emit(Event.HANDLER_ABANDONED, drain_timeout=self._drain_timeout, consequence="its message comes again")
+        self._commit_now(progresses, max(until, time.monotonic() + 1.0))
+
+    def _progress_of(self, partitions: Iterable[TopicPartition]) -> list[PartitionProgress]:
+        with self._lock:
+            found = (self._partitions.get((partition.topic, partition.partition)) for partition in partitions)
+            return [progress for progress in found if progress is not None]
+
+    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
+        with self._lock:
+            for partition in partitions:
+                self._partitions.pop((partition.topic, partition.partition), None)
+
+    # ---- the end
+
+    def _shut_down(self) -> None:
+        began = time.monotonic()
+        end = began + self._shutdown_timeout
+        self._let_go(list(self._partitions.values()), min(began + self._drain_timeout, end - _CLOSE_SECONDS))
+        self._worker.end()
+        self._closing = True
+        if not self._bounded(self._client.close, end):
+            emit(Event.CLOSE_TIMED_OUT, shutdown_timeout=self._shutdown_timeout)
+        if self._dead_letters is not None:
+            try:
+                self._dead_letters.close(max(1.0, end - time.monotonic()))
+            except SafeKafkaError as error:
+                emit(Event.CLIENT_ERROR, error="dead_letter_producer", detail=str(error))
+        self._closed.set()
+        emit(Event.CONSUMER_STOPPED, seconds=round(time.monotonic() - began, 2), cause=repr(self._worker.failure))
+
+
+def _names(partitions: Iterable[TopicPartition]) -> list[str]:
+    return [f"{partition.topic}[{partition.partition}]" for partition in partitions]
+
+
+def _check(topics: Sequence[str], dead_letter: str | None) -> None:
+    if isinstance(topics, str) or not topics:
+        raise ValueError(f"topics={topics!r}: give a list of topic names, as in ['orders']")
+    if dead_letter is not None and dead_letter in topics:
+        raise ValueError(
+            f"dead_letter={dead_letter!r} is also subscribed: every dead letter would come back and fail again, "
+            f"for ever. "
+            "Give it a topic of its own."
+        )
