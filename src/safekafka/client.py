@@ -8,8 +8,11 @@ thread). No callback may raise into the client: one raising callback inside `con
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -29,6 +32,29 @@ _bridge.addFilter(lambda line: _demoted(line))
 def _demoted(line: logging.LogRecord) -> bool:
     line.levelno, line.levelname = logging.DEBUG, "DEBUG"
     return _bridge.isEnabledFor(logging.DEBUG)
+
+
+class _Producer(Producer):
+    """The raw client, in a class that can be weakly referenced."""
+
+
+class _Consumer(Consumer):
+    """The raw client, in a class that can be weakly referenced."""
+
+
+_clients: weakref.WeakSet[Producer | Consumer] = weakref.WeakSet()
+
+
+def _keep_parents_clients() -> None:
+    """In a forked child: librdkafka's threads stayed in the parent, and freeing its handle here crashes or hangs.
+
+    So the handles are never freed, not even at exit: one reference more than anybody will ever give back.
+    """
+    for client in list(_clients):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
+
+
+os.register_at_fork(after_in_child=_keep_parents_clients)
 
 
 class ClusterWatch:
@@ -119,7 +145,9 @@ def build_client(
     if problems:
         raise UnsafeConfigError([*problems, *_refused_by_client(kind, settings)])
     try:
-        return kind(complete), watch
+        client: Any = (_Producer if kind is Producer else _Consumer)(complete)
+        _clients.add(client)
+        return client, watch
     except (KafkaException, TypeError, ValueError) as error:
         found = _refused_by_client(kind, settings)
         raise UnsafeConfigError(found or [_combination(settings, error)]) from error
@@ -139,12 +167,11 @@ def _refused_by_client(kind: type[_Client], settings: Config) -> list[SettingPro
             problems.append(SettingProblem(name, shown(name, value), f"{error}.", "give a value of that type."))
         except KafkaException as error:
             reason = error.args[0].str().strip()
-            if "configuration property" in reason:  # else it only misses its companions
-                remedy = (
-                    "check the spelling; the names are librdkafka's (its CONFIGURATION.md)."
-                    if "No such" in reason
-                    else "give a value that the setting takes (librdkafka's CONFIGURATION.md)."
-                )
+            if "No such" in reason:  # the value is not shown: a mistyped name of a password would show it
+                remedy = "check the spelling; the names are librdkafka's (its CONFIGURATION.md)."
+                problems.append(SettingProblem(name, "***", f"{reason}.", remedy))
+            elif "configuration property" in reason:  # else it only misses its companions
+                remedy = "give a value that the setting takes (librdkafka's CONFIGURATION.md)."
                 problems.append(SettingProblem(name, shown(name, value), f"{reason}.", remedy))
     return problems
 

@@ -27,7 +27,7 @@ _ALIASES = {
     "dr_cb": "on_delivery",
     "dr_msg_cb": "on_delivery",
 }
-_SECRET = re.compile(r"pass|secret|jaas|token|oauth|(^|\.)key(\.|$)|\.pem$", re.IGNORECASE)
+_SECRET = re.compile(r"^sasl\.|pass|secret|jaas|token|oauth|(^|\.)key(\.|$)|\.pem$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

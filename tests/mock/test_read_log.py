@@ -75,7 +75,7 @@ class LogWithGaps:
         assert settings["isolation.level"] == "read_committed"
         found = [Message(topic="t", partition=0, offset=offset, value=b"x") for offset in (0, 2, 5)]
         end = Message(topic="t", partition=0, offset=7, error=KafkaError(KafkaError._PARTITION_EOF))
-        self.arriving = [[found[0]], [found[1], found[2]], [], [end]]
+        self.first, self.batches = [found[0], None, end], [found[1:], []]
 
     def list_topics(self, topic: str, timeout: float) -> Any:
         return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions={0: None})})
@@ -87,10 +87,10 @@ class LogWithGaps:
         assert [(each.partition, each.offset) for each in partitions] == [(0, OFFSET_BEGINNING)]
 
     def poll(self, timeout: float) -> Message | None:
-        return self.arriving[0].pop(0) if self.arriving[0] else self.arriving.pop(0) and None
+        return self.first.pop(0)
 
     def consume(self, count: int, timeout: float) -> list[Message]:
-        return self.arriving.pop(0)
+        return self.batches.pop(0)
 
     def close(self) -> None: ...
 

@@ -21,6 +21,10 @@ class Reject(Exception):  # noqa: N818 - reads as what a handler does: raise Rej
     """Raised by a handler: the message goes to the dead letter topic at once, without further attempts."""
 
 
+def _exponential_with_jitter() -> wait_base:
+    return tenacity.wait_exponential(multiplier=0.1, max=30) + tenacity.wait_random(0, 0.1)
+
+
 @dataclass(frozen=True)
 class Retry:
     """How often, how long apart, and for which errors a handler is tried again.
@@ -30,7 +34,7 @@ class Retry:
     """
 
     attempts: int = 5
-    wait: wait_base = field(default_factory=lambda: tenacity.wait_exponential_jitter(initial=0.1, max=30))
+    wait: wait_base = field(default_factory=_exponential_with_jitter)
     on: type[Exception] | tuple[type[Exception], ...] = Exception
     stop: stop_base | None = None
     retry: retry_base | None = None

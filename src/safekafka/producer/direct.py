@@ -208,7 +208,7 @@ class DirectDelivery:
         Kafka."""
         verdict = judge(cause)
         if verdict is Verdict.FATAL:
-            return self._refusal or self._became_fatal(cause)
+            return self._refusal or _fatal(cause)  # the delivery thread is about to learn of it, with the reason
         if verdict is Verdict.RECORD_BOUND:
             return InvalidRecordError(fields[0], [refusal_of(cause)])
         return DeliveryFailed(f"the client refused the record: {cause.str()}", as_record(fields), cause)
@@ -247,15 +247,9 @@ class DirectDelivery:
             if self._refusal is None:
                 self._became_fatal(cause)
 
-    def _became_fatal(self, cause: KafkaError) -> ProducerFatalError:
-        refusal = ProducerFatalError(
-            f"the client can't continue: {cause.str()} ({cause.name()}). Remedy: close this producer and make a "
-            f"new one; "
-            "what was in flight ends as `unknown` and is raised by close()."
-        )
-        self._refusal = refusal
+    def _became_fatal(self, cause: KafkaError) -> None:
+        self._refusal = _fatal(cause)
         emit(Event.PRODUCER_FATAL, error=cause.name(), detail=cause.str())
-        return refusal
 
     def _not_delivered(self, receipt: Receipt, error: KafkaError | None) -> None:
         fields = receipt._fields
@@ -338,6 +332,13 @@ class DirectDelivery:
         if self._waiting:
             with self._progress:
                 self._progress.notify_all()
+
+
+def _fatal(cause: KafkaError) -> ProducerFatalError:
+    return ProducerFatalError(
+        f"the client can't continue: {cause.str()} ({cause.name()}). Remedy: close this producer and make a new one; "
+        "what was in flight ends as `unknown` and is raised by close()."
+    )
 
 
 def refusal_of(cause: KafkaError) -> str:

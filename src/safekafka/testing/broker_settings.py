@@ -184,9 +184,7 @@ def addresses(node: Node, quorum: list[Node]) -> dict[str, str]:
     return result
 
 
-def merged(
-    node: Node, quorum: list[Node], durable: Mapping[str, str], extra: Mapping[str, str]
-) -> dict[str, str]:
+def merged(node: Node, quorum: list[Node], durable: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
     """All layers of one node. Every node gets all of them, a dedicated controller included: it decides on topics.
 
     `extra` is what the caller of `KafkaCluster` asks for on top, and wins.

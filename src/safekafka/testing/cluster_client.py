@@ -1,7 +1,8 @@
 """What a client sees of a cluster, and the topics it makes there: the part that works with any cluster.
 
-Every call here is bounded, and repeats what fails for a moment (a broker just died, a controller is being elected) until
-its time is up. Safe to call from any thread; the lock only guards the cached client and is not held during requests.
+Every call here is bounded, and repeats what fails for a moment (a broker just died, a controller is being elected)
+until its time is up. Safe to call from any thread; the lock only guards the cached client and is not held during
+requests.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its own names, which it does not re-export
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
 from safekafka.testing.errors import KafkaClusterError
 
 if TYPE_CHECKING:
-    from confluent_kafka.admin import ClusterMetadata, PartitionMetadata
+    from confluent_kafka.admin import ClusterMetadata, PartitionMetadata  # type: ignore[attr-defined]
 
 T = TypeVar("T")
 
@@ -53,8 +59,8 @@ def admin_client(bootstrap_servers: str) -> AdminClient:
             "socket.timeout.ms": int(_REQUEST_TIMEOUT * 1000),
             "reconnect.backoff.max.ms": 500,
             "log_level": 0,
-            "logger": _quiet,
-        }
+        },
+        logger=_quiet,
     )
 
 

@@ -1,8 +1,8 @@
 """Where the Kafka that tests run comes from: its jars, fetched once per user, and a Java that pip installed.
 
-The jars lie in one folder per user (`cache_folder()`). A version is there completely or not at all: it is fetched into a
-folder beside, checked, described by a manifest, and then renamed, under a lock between processes. A later call reads the
-manifest and does not touch the network.
+The jars lie in one folder per user (`cache_folder()`). A version is there completely or not at all: it is fetched into
+a folder beside, checked, described by a manifest, and then renamed, under a lock between processes. A later call reads
+the manifest and does not touch the network.
 
 `SAFEKAFKA_KAFKA_HOME` names an unpacked Kafka to use instead. Nothing here starts a thread or a process.
 """
@@ -27,8 +27,8 @@ from safekafka.testing.errors import KafkaNotAvailableError
 
 KAFKA_VERSION = "4.3.0"
 
-# kafka_2.13 brings everything but a binding for its logging interface, without which a broker is silent. slf4j-simple is
-# one small jar that writes to standard error; the `!` keeps its own dependency management out of the resolution.
+# kafka_2.13 brings everything but a binding for its logging interface, without which a broker is silent. slf4j-simple
+# is one small jar that writes to standard error; the `!` keeps its dependency management out of the resolution.
 COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36!"
 
 HOME_VARIABLE = "SAFEKAFKA_KAFKA_HOME"
@@ -44,11 +44,11 @@ class Distribution:
 
     java: Path
     class_path: str
-    archives: Path | None  # where class data archives of this Kafka on this Java may lie; None for a Kafka of the user's
+    archives: Path | None  # a folder for class data archives of this Kafka on this Java; None for one of the user's
 
 
 def cache_folder() -> Path:
-    """`$SAFEKAFKA_CACHE_DIR`, else `$XDG_CACHE_HOME/safekafka`, else `~/.cache/safekafka`. Everything fetched lies in it."""
+    """Where all that is fetched goes: `$SAFEKAFKA_CACHE_DIR`, `$XDG_CACHE_HOME/safekafka` or `~/.cache/safekafka`."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -147,7 +147,7 @@ def _fetch(folder: Path) -> None:
 
 
 def _fetch_alone(folder: Path) -> None:
-    """Fetch into a folder beside and rename. A partial one can only be a leftover of a process that is gone: we hold the lock."""
+    """Fetch into a folder beside and rename. We hold the lock, so a partial one is a leftover of a dead process."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -172,7 +172,7 @@ def _fetch_alone(folder: Path) -> None:
 
 
 def _download(repository: Path) -> list[Path]:
-    """Resolve and download with jgo's layers. Its one-line calls would write to ~/.m2 and ~/.cache/jgo, and fetch a JDK."""
+    """Resolve and download with jgo's layers: its one-line calls write to ~/.m2 and ~/.cache/jgo, and fetch a JDK."""
     from jgo.maven import MavenContext, PythonResolver
     from jgo.parse import Endpoint
 
@@ -219,7 +219,12 @@ def _progress() -> Iterator[_Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[arrived]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[arrived]}"),
+    )
     bar: AbstractContextManager[Any] = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
     with bar as shown:
         yield _Progress(shown)

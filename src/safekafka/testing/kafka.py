@@ -1,9 +1,9 @@
 """A real Kafka cluster for tests: three brokers on this machine, without Docker and without an installed Java.
 
-Who owns what: the brokers are processes of their own in sessions of their own (Ctrl-C does not reach them), ended by
-`close()` or, when this process ends in any other way, by the watchdog process (`watched.py`). The cluster belongs to the
-process that started it; in a forked child `close()` does nothing. Methods may be called from any thread: one lock guards
-the processes, and is not held while waiting for the cluster.
+Who owns what: the brokers are processes in sessions of their own (Ctrl-C does not reach them), ended by `close()` or,
+when this process ends in any other way, by the watchdog process (`watched.py`). The cluster belongs to the process that
+started it; in a forked child `close()` does nothing. Methods may be called from any thread: one lock guards the
+processes, and is not held while waiting for the cluster.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class KafkaCluster(ClusterClient):
     - `controller="dedicated"`: one more process (node id 100) is the controller, and no fault touches it. With two
       brokers dead the in-sync replicas shrink, and writes with `acks=all` end in `NOT_ENOUGH_REPLICAS`.
     - `settings`: broker settings on top of all others (`{"message.max.bytes": "100000"}`).
-    - `work_dir`: a folder for the logs, which are kept then. Without it logs and data lie in a temporary folder. The data
-      is removed at the end in any case.
+    - `work_dir`: a folder for the logs, which are kept then. Without it logs and data lie in a temporary folder. The
+      data is removed at the end in any case.
     - `heap`: of each broker, as Java writes it.
 
     Raises `KafkaNotAvailableError` from `start_all()` when there is no Kafka and none can be fetched, and
@@ -86,7 +86,7 @@ class KafkaCluster(ClusterClient):
 
     @property
     def bootstrap_servers(self) -> str:
-        return ",".join(self._address(broker) for broker in sorted(self._nodes) if broker != CONTROLLER_ID)
+        return ",".join(self._address(broker) for broker in range(1, self._brokers + 1))
 
     @property
     def logs(self) -> Path:
@@ -119,11 +119,12 @@ class KafkaCluster(ClusterClient):
         if watched is None or watched.owner != os.getpid():
             return
         with self._lock:
-            started = [node for node in self._nodes.values() if node.started]
-            for node in started:
-                node.signal_kill()
-            for node in started:
-                node.end(signal.SIGKILL)
+            nodes, self._nodes = self._nodes, {}
+            for node in nodes.values():
+                if node.started:
+                    node.signal_end(signal.SIGKILL)
+            for node in nodes.values():
+                node.await_end()
         shutil.rmtree(self._folder, ignore_errors=True)
         watched.close()
 
@@ -134,13 +135,11 @@ class KafkaCluster(ClusterClient):
 
     def kill(self, broker: int) -> None:
         """SIGKILL: the broker has no chance to tell anybody. Returns when the process is gone."""
-        with self._lock:
-            self._node(broker).end(signal.SIGKILL)
+        self._end(broker, signal.SIGKILL, 20.0)
 
     def stop(self, broker: int, timeout: float = 60.0) -> None:
         """SIGTERM: the broker hands its partitions over and ends; waits for that."""
-        with self._lock:
-            self._node(broker).end(signal.SIGTERM, timeout)
+        self._end(broker, signal.SIGTERM, timeout)
 
     def pause(self, broker: int) -> None:
         """SIGSTOP: the broker's connections stay open, and nothing answers."""
@@ -194,19 +193,9 @@ class KafkaCluster(ClusterClient):
     def heal(self, timeout: float = 90.0) -> None:
         """Resume and start what is paused, dead or stopped, and wait until all replicas of all topics are in sync."""
         deadline = time.monotonic() + timeout
-        changed = False
         with self._lock:
-            for node in self._nodes.values():
-                if node.running:
-                    continue
-                changed = True
-                if node.crashed:
-                    node.end(signal.SIGKILL)
-                if node.paused:
-                    node.resume()
-                else:
-                    node.start()
-        if changed:
+            revived = [node for node in self._nodes.values() if node.revive()]
+        if revived:
             self.wait_ready(deadline - time.monotonic())
         self._until("all replicas of all topics to be in sync", lambda: self._all_in_sync(deadline), deadline)
 
@@ -238,26 +227,30 @@ class KafkaCluster(ClusterClient):
             for node_id in ids
         ]
         quorum = [node for node in nodes if node.is_controller]
-        durable = broker_settings.scaled(
-            broker_settings.durability(broker_settings.compose_text()), self._brokers
-        )
+        durable = broker_settings.scaled(broker_settings.durability(broker_settings.compose_text()), self._brokers)
         for node in nodes:
             name = f"broker-{node.node_id}" if node.is_broker else f"controller-{node.node_id}"
-            process = NodeProcess(
-                node, self._folder / name, self._logs / f"{name}.log", launch, self._watched
-            )
+            process = NodeProcess(node, self._folder / name, self._logs / f"{name}.log", launch, self._watched)
             properties = broker_settings.merged(node, quorum, durable, self._extra)
             process.configure(properties)
             self._nodes[node.node_id] = process
             self._min_isr = properties["min.insync.replicas"]
 
+    def _end(self, broker: int, signum: signal.Signals, timeout: float) -> None:
+        with self._lock:
+            node = self._node(broker)
+            node.signal_end(signum)
+        node.await_end(timeout)
+
     def _node(self, broker: int) -> NodeProcess:
+        if not self._nodes:
+            raise KafkaClusterError("the cluster is not running")
         if broker == CONTROLLER_ID or broker not in self._nodes:
             raise ValueError(f"there is no broker {broker}: they are numbered 1 to {self._brokers}")
         return self._nodes[broker]
 
     def _address(self, broker: int) -> str:
-        return f"127.0.0.1:{self._nodes[broker].node.client_port}"
+        return f"127.0.0.1:{self._node(broker).node.client_port}"
 
     def _reachable(self) -> str:
         running = self.running()

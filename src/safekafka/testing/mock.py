@@ -8,7 +8,8 @@ Limits (for what they exclude, use the `KafkaCluster`):
   with four partitions by any client that allows it (a librdkafka producer does by default);
 - nothing is replicated or stored: logs are in memory and trimmed at about 5 MB per partition; `acks` and min ISR mean
   nothing;
-- transactions commit, but aborted records stay visible to `read_committed`;
+- transactions commit, but aborted records stay visible to `read_committed`, and the markers at their ends have no
+  checksum: a consumer with `check.crcs=true` (as `read_log()` is) gets stuck there with `_BAD_MSG`;
 - a broker that is down stays leader and coordinator of what it led: use `set_leader()` and `set_coordinator()`;
 - the brokers end with the process, at the latest. They are not taken down before it, so clients can drain at exit.
 
@@ -291,6 +292,7 @@ class MockCluster:
         """Puts the client into the fatal state, as if librdkafka had found the error. Works with any cluster.
 
         The client must not be closed by another thread meanwhile. Raises `KafkaException` if it is in that state.
+        Don't `close()` a raw Consumer afterwards: in librdkafka 2.16.0 that never returns; drop the last reference.
         """
         raw = client if isinstance(client, (Producer, Consumer)) else client.raw_client
         library = load_librdkafka()

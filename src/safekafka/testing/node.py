@@ -1,7 +1,7 @@
 """One Kafka process: its files, its storage format, its life from start to kill.
 
-Who owns what: a `NodeProcess` is used by one thread at a time (`KafkaCluster` holds its lock around each call). The
-process itself is a `Watched` one. A dead process keeps its files, so that it can be started again on the same data.
+Who owns what: `KafkaCluster` holds its lock around each call that changes a `NodeProcess`, except `await_end()`, which
+takes time. The process itself is a `Watched` one. A dead one keeps its files: it can be started again on its data.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class NodeProcess:
     launch: Launch
     watched: Watched
     paused: bool = False
+    _ending: bool = False
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -78,16 +79,17 @@ class NodeProcess:
 
     @property
     def started(self) -> bool:
-        """Was started and not ended by us. It may have died on its own: see `crashed`."""
+        """Was started, and its end not awaited yet."""
         return self._process is not None
 
     @property
     def crashed(self) -> bool:
-        return self._process is not None and self._process.poll() is not None
+        """Ended, and not by us."""
+        return self._process is not None and not self._ending and self._process.poll() is not None
 
     @property
     def running(self) -> bool:
-        return self.started and not self.crashed and not self.paused
+        return self.started and not (self.paused or self._ending or self.crashed)
 
     def configure(self, properties: Mapping[str, str]) -> None:
         self.folder.mkdir()
@@ -95,28 +97,30 @@ class NodeProcess:
 
     def start(self) -> None:
         if self.started:
-            state = "paused: resume it" if self.paused else "dead" if self.crashed else "running"
+            state = "paused: resume it" if self.paused else "running" if self.running else "ending or dead"
             raise KafkaClusterError(f"{self.name} cannot be started, it is {state}")
         command = self.launch.command("kafka.Kafka", str(self.properties_file))
         self._process = self.watched.spawn(command, log=self.log, cwd=self.folder)
 
-    def end(self, signum: signal.Signals, timeout: float = _KILL_TIMEOUT) -> None:
-        """Send the signal and wait. A process that has died on its own is taken note of, and can be started again."""
+    def signal_end(self, signum: signal.Signals) -> None:
+        """Tell the process to end. `await_end()` has to follow."""
         if self._process is None:
             raise KafkaClusterError(f"{self.name} is not running")
         if self.paused and signum is not signal.SIGKILL:
             raise KafkaClusterError(f"{self.name} is paused, and would see the signal only when it is resumed")
+        self._ending = True
         self._process.send_signal(signum)
-        try:
-            self.watched.reap(self._process, timeout)
-        except subprocess.TimeoutExpired:
-            raise self.failure(f"did not end within {timeout:g} s of {signum.name}") from None
-        self._process, self.paused = None, False
 
-    def signal_kill(self) -> None:
-        """SIGKILL without waiting, so that several can be waited for together."""
-        if self._process is not None:
-            self._process.kill()
+    def await_end(self, timeout: float = _KILL_TIMEOUT) -> None:
+        """Wait for the end, after which the node can be started again."""
+        process = self._process
+        if process is None:
+            return
+        try:
+            self.watched.reap(process, timeout)
+        except subprocess.TimeoutExpired:
+            raise self.failure(f"did not end within {timeout:g} s") from None
+        self._process, self.paused, self._ending = None, False, False
 
     def pause(self) -> None:
         if not self.running:
@@ -130,6 +134,19 @@ class NodeProcess:
             raise KafkaClusterError(f"{self.name} is not paused")
         self._process.send_signal(signal.SIGCONT)
         self.paused = False
+
+    def revive(self) -> bool:
+        """Make it run, whatever it is doing now. False when it was running."""
+        if self.running:
+            return False
+        if self.paused and not self._ending:
+            self.resume()
+            return True
+        if self.started:
+            self.signal_end(signal.SIGKILL)
+            self.await_end()
+        self.start()
+        return True
 
     def log_tail(self, lines: int) -> str:
         try:

@@ -1,9 +1,9 @@
 """Ends the broker processes of an owner that is gone, however it went: a script, run as a process of its own.
 
-Who owns what: the owner (a test run, the demo) starts this script in a session of its own, so that Ctrl-C in the terminal
-does not reach it, and holds the only write end of the pipe that is this script's standard input. When the owner ends, by
-any way there is (SIGKILL too), the kernel closes that end and this script reads end-of-file. Nothing else would do:
-a parent-death signal fires when the creating *thread* ends, and `atexit` does not run on SIGKILL.
+Who owns what: the owner (a test run, the demo) starts this script in a session of its own, so that Ctrl-C in the
+terminal does not reach it, and holds the only write end of the pipe that is this script's standard input. When the
+owner ends, by any way there is (SIGKILL too), the kernel closes that end and this script reads end-of-file. Nothing
+else would do: a parent-death signal fires when the creating *thread* ends, and `atexit` does not run on SIGKILL.
 
 The pipe carries one JSON array a line: `["folder", path]` to be removed at the end, `["born", pid, identity]`,
 `["gone", pid]`. Processes are killed with SIGKILL, which ends a stopped (SIGSTOP) one as well.
@@ -39,9 +39,7 @@ def identity(pid: int) -> str | None:
 
 
 def _identity_without_proc(pid: int) -> str | None:
-    ps = subprocess.run(
-        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
+    ps = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     state, _, started = ps.stdout.strip().partition(" ")
     return None if not state or state.startswith("Z") else started.strip()
 

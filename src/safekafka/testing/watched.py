@@ -1,8 +1,8 @@
 """Starts processes that end when we do: the owner's side of `watchdog.py`.
 
-Who owns what: one `Watched` has one watchdog process and the write end of its pipe. Only the process that made it may use
-it; in a forked child the write end is closed at once, or the child would keep the brokers alive after its parent's end.
-A lock guards the pipe's line protocol; no other lock is taken under it.
+Who owns what: one `Watched` has one watchdog process and the write end of its pipe. Only the process that made it may
+use it; in a forked child the write end is closed at once, or the child would keep the brokers alive after its parent's
+end. A lock guards the pipe's line protocol; no other lock is taken under it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Watched:
     def __init__(self, folders: Sequence[Path] = ()) -> None:
         self.owner = os.getpid()
         self._lock = threading.Lock()
-        # Neither end is inheritable (PEP 446): no broker and no other child gets one, but the watchdog its standard input.
+        # Neither end is inheritable (PEP 446): no broker, no other child has one; the watchdog its standard input.
         read_end, self._pipe = os.pipe()
         try:
             self._watchdog = subprocess.Popen(
@@ -94,8 +94,9 @@ class Watched:
         line = json.dumps(message).encode() + b"\n"
         with self._lock:
             if self._pipe < 0:
-                raise KafkaClusterError("the cluster is closed, or belongs to the process that this one was "
-                "forked from")
+                raise KafkaClusterError(
+                    "the cluster is closed, or belongs to the process that this one was forked from"
+                )
             try:
                 # One write of less than PIPE_BUF: the watchdog sees all of it or nothing, also if we are killed here.
                 os.write(self._pipe, line)

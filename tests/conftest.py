@@ -1,0 +1,13 @@
+"""What all suites share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def scale() -> int:
+    """How large the fault and kill suites run: 1 in `make test`, more in `make soak SCALE=...`."""
+    return int(os.environ.get("SAFEKAFKA_SCALE", "1"))

@@ -1,0 +1,407 @@
+"""SafeProducer without a spool, against mock brokers that can be taken down, slowed and made to refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+from confluent_kafka.serialization import SerializationError, StringSerializer
+
+from safekafka import (
+    BufferFullError,
+    ClosedError,
+    DeliveryUnknown,
+    InvalidRecordError,
+    ProducerFatalError,
+    Receipt,
+    SafeKafkaError,
+    SafeProducer,
+    UndeliveredError,
+)
+from safekafka.testing import MockCluster
+from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
+
+TOPIC = "orders"
+
+
+@pytest.fixture
+def cluster(kafka_mock: MockCluster) -> MockCluster:
+    kafka_mock.create_topic(TOPIC, partitions=4, replication_factor=3)
+    return kafka_mock
+
+
+@pytest.fixture
+def make(cluster: MockCluster) -> Iterator[Callable[..., SafeProducer]]:
+    """Producers that are ended after the test, whatever became of them."""
+    made: list[SafeProducer] = []
+
+    def make_one(config: dict[str, Any] | None = None, **options: Any) -> SafeProducer:
+        producer = SafeProducer({"bootstrap.servers": cluster.bootstrap_servers, **(config or {})}, **options)
+        made.append(producer)
+        return producer
+
+    yield make_one
+    for producer in made:
+        try:
+            producer.close(0.1)
+        except SafeKafkaError:
+            continue
+
+
+def numbers_in_log(cluster: MockCluster, partition: int | None = None) -> list[int]:
+    messages = read_log(cluster.bootstrap_servers, TOPIC, timeout=30)
+    return [int(m.value() or b"") for m in messages if partition is None or m.partition() == partition]
+
+
+def test_P1_every_receipt_says_where_its_record_is(cluster: MockCluster, make: Callable[..., SafeProducer]) -> None:
+    producer = make()
+    receipts = [producer.send(TOPIC, str(n), key=str(n % 7)) for n in range(2_000)]
+    assert producer.flush(30) == 0
+    assert len(producer) == 0
+    log = {(m.partition(), m.offset()): m.value() for m in read_log(cluster.bootstrap_servers, TOPIC, timeout=30)}
+    assert len(log) == 2_000
+    for n, receipt in enumerate(receipts):
+        delivery = receipt.result(0)
+        assert log[delivery.partition, delivery.offset] == str(n).encode()
+
+
+def test_key_headers_partition_and_timestamp_arrive_as_given(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    headers: list[tuple[str, bytes | None]] = [("a", b"\x00\xff"), ("a", None), ("b", b"")]
+    make().send(TOPIC, None, b"k", headers, 3, 1_700_000_000_123).result(10)
+    (message,) = read_log(cluster.bootstrap_servers, TOPIC, timeout=30)
+    assert (message.value(), message.key(), message.headers()) == (None, b"k", headers)
+    assert (message.partition(), message.timestamp()[1]) == (3, 1_700_000_000_123)
+
+
+def test_await_gives_the_delivery_on_any_loop(make: Callable[..., SafeProducer]) -> None:
+    producer = make()
+
+    async def send() -> list[int]:
+        deliveries = await asyncio.gather(*(_delivery(producer.send(TOPIC, str(n), partition=0)) for n in range(50)))
+        return [delivery.offset for delivery in deliveries]
+
+    assert asyncio.run(send()) == list(range(50))
+    assert asyncio.run(send()) == list(range(50, 100))
+
+
+async def _delivery(receipt: Receipt) -> Any:
+    return await receipt
+
+
+def test_B_P17_a_lone_record_is_delivered_without_flush_or_poll(make: Callable[..., SafeProducer]) -> None:
+    producer = make()
+    for _ in range(5):
+        producer.send(TOPIC, b"0").result(5)
+
+
+def test_P3_each_threads_records_are_in_its_order(cluster: MockCluster, make: Callable[..., SafeProducer]) -> None:
+    producer = make({"queue.buffering.max.messages": 500})
+
+    def send(thread: int) -> None:
+        for n in range(500):
+            producer.send(TOPIC, str(thread * 1_000 + n), key=str(thread))
+
+    threads = [threading.Thread(target=send, args=(thread,)) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    producer.close()
+    accepted = [Entry(str(thread).encode(), thread * 1_000 + n) for thread in range(8) for n in range(500)]
+    messages = read_log(cluster.bootstrap_servers, TOPIC, timeout=30)
+    report = audit_log(accepted, log_entries(messages, lambda message: int(message.value() or b"")))
+    assert report.ok, report
+
+
+def test_P4_a_full_buffer_blocks_for_max_block_and_then_raises_without_dropping(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    cluster.set_broker_down()
+    producer = make({"queue.buffering.max.messages": 10}, max_block=0.3)
+    receipts = [producer.send(TOPIC, str(n), partition=0) for n in range(10)]
+    began = time.monotonic()
+    with pytest.raises(BufferFullError, match=r"max_block=0\.3.*nothing was dropped.*Remedy"):
+        producer.send(TOPIC, "10", partition=0)
+    assert 0.25 < time.monotonic() - began < 10
+    cluster.set_broker_up()
+    assert [receipt.result(30).offset for receipt in receipts] == list(range(10))
+    assert numbers_in_log(cluster) == list(range(10))
+
+
+def test_B_P06_a_blocked_send_goes_on_when_the_brokers_return(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    cluster.set_broker_down()
+    producer = make({"queue.buffering.max.messages": 10}, max_block=60)
+    sent = threading.Event()
+
+    def send_many() -> None:
+        for n in range(30):
+            producer.send(TOPIC, str(n), partition=0)
+        sent.set()
+
+    threading.Thread(target=send_many, daemon=True).start()
+    assert not sent.wait(0.3)
+    cluster.set_broker_up()
+    assert sent.wait(60)
+    assert producer.flush(30) == 0
+    assert numbers_in_log(cluster) == list(range(30))
+
+
+def test_P4_a_blocked_send_is_woken_by_close(cluster: MockCluster, make: Callable[..., SafeProducer]) -> None:
+    cluster.set_broker_down()
+    producer = make({"queue.buffering.max.messages": 1}, max_block=120)
+    producer.send(TOPIC, b"0").add_done_callback(lambda _: None)
+    blocked: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            producer.send(TOPIC, b"1")
+        except SafeKafkaError as error:
+            blocked.append(error)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    while not producer._way._waiting:  # type: ignore[union-attr]
+        time.sleep(0.01)
+    producer.close(0.2)
+    thread.join(30)
+    assert isinstance(blocked[0], ClosedError)
+
+
+def test_B_P10_flush_returns_exactly_how_many_are_open(cluster: MockCluster, make: Callable[..., SafeProducer]) -> None:
+    producer = make()
+    producer.send(TOPIC, b"0").result(10)
+    cluster.set_broker_down()
+    for n in range(5):
+        producer.send(TOPIC, str(n))
+    assert producer.flush(0.2) == 5
+    assert len(producer) == 5
+    cluster.set_broker_up()
+    assert producer.flush(60) == 0
+
+
+def test_unreachable_brokers_give_a_typed_error_with_address_and_remedy() -> None:
+    producer = SafeProducer({"bootstrap.servers": "127.0.0.1:1"}, delivery_timeout=1.0)
+    receipt = producer.send(TOPIC, b"v")
+    with pytest.raises(DeliveryUnknown, match=r"127\.0\.0\.1:1.*check that the brokers run") as caught:
+        receipt.result(30)
+    assert caught.value.record.value == b"v"
+    producer.close(0.1)
+
+
+def test_P4_delivery_timeout_ends_the_receipt_as_unknown_and_a_late_report_does_no_harm(
+    cluster: MockCluster, make: Callable[..., SafeProducer], caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.set_broker_down()
+    producer = make(delivery_timeout=0.5)
+    receipt = producer.send(TOPIC, b"0", partition=0)
+    began = time.monotonic()
+    with pytest.raises(DeliveryUnknown, match="delivery_timeout=0.5"):
+        receipt.result(30)
+    assert time.monotonic() - began < 5
+    cluster.set_broker_up()
+    producer.send(TOPIC, b"1", partition=0).add_done_callback(lambda _: None)
+    while "late_report" not in caplog.text:
+        time.sleep(0.05)
+    assert receipt.status == "unknown"
+    assert numbers_in_log(cluster, 0)[0] == 0  # "may be in Kafka" was the truth
+
+
+def test_P7_close_tells_of_every_record_it_could_not_deliver(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    receipts = [producer.send(TOPIC, str(n)) for n in range(20)]
+    began = time.monotonic()
+    with pytest.raises(UndeliveredError) as caught:
+        producer.close(0.5)
+    assert time.monotonic() - began < 10
+    assert caught.value.count == 20
+    assert {failure.record.value for failure in caught.value.failures} == {str(n).encode() for n in range(20)}
+    assert {receipt.status for receipt in receipts} == {"unknown"}
+    producer.close()  # told once
+    with pytest.raises(ClosedError, match="closed"):
+        producer.send(TOPIC, b"0")
+
+
+def test_P7_a_record_sent_while_another_thread_closes_is_refused_or_has_an_outcome(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    for _ in range(10):
+        producer = make()
+        receipts: list[Receipt] = []
+        go = threading.Event()
+
+        def send(producer: SafeProducer = producer, receipts: list[Receipt] = receipts, go: Any = go) -> None:
+            try:
+                for n in range(100_000):
+                    receipts.append(producer.send(TOPIC, str(n)))
+                    go.set()
+            except ClosedError:
+                return
+
+        threads = [threading.Thread(target=send) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert go.wait(10)
+        try:
+            producer.close(10)
+        except UndeliveredError:
+            pass
+        for thread in threads:
+            thread.join(30)
+        assert all(receipt.done() for receipt in receipts)
+
+
+def test_with_block_delivers_what_was_sent_also_when_its_body_raises(cluster: MockCluster) -> None:
+    with (
+        pytest.raises(RuntimeError, match="mine"),
+        SafeProducer({"bootstrap.servers": cluster.bootstrap_servers}) as producer,
+    ):
+        producer.send(TOPIC, b"7")
+        raise RuntimeError("mine")
+    assert numbers_in_log(cluster) == [7]
+
+
+def test_a_fatal_client_error_ends_what_is_in_flight_and_refuses_new_records(
+    cluster: MockCluster, make: Callable[..., SafeProducer], caplog: pytest.LogCaptureFixture
+) -> None:
+    producer = make()
+    producer.send(TOPIC, b"0").result(10)
+    cluster.set_broker_down()
+    receipts = [producer.send(TOPIC, str(n)) for n in range(100)]
+    cluster.trigger_fatal_error(producer, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "lost the thread")
+    reason = ""
+    while "lost the thread" not in reason:
+        try:
+            receipts.append(producer.send(TOPIC, b"1"))
+        except ProducerFatalError as error:
+            reason = str(error)
+        time.sleep(0.01)
+    assert "Remedy" in reason
+    cluster.set_broker_up()
+    with pytest.raises(UndeliveredError):
+        producer.close(1)
+    assert all(receipt.done() for receipt in receipts)
+    assert "producer_fatal" in caplog.text
+
+
+def test_P1_an_error_inside_the_delivery_thread_is_raised_by_every_later_call(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = make()
+    cluster.set_broker_down()
+    receipt = producer.send(TOPIC, b"0")
+
+    def broken() -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(producer._way, "_expire", broken)
+    assert receipt.exception(30) is not None
+    with pytest.raises(ProducerFatalError, match="injected"):
+        producer.send(TOPIC, b"1")
+    producer.close()
+
+
+def test_B_P14_calls_that_would_wait_for_their_own_thread_are_refused(
+    make: Callable[..., SafeProducer],
+) -> None:
+    producer = make()
+    raised: list[str] = []
+    done = threading.Event()
+
+    def inside(receipt: Receipt) -> None:
+        waiting = producer.send(TOPIC, b"1")  # there is room, so it works
+        for call in (producer.flush, producer.close, waiting.result):
+            try:
+                call()
+            except SafeKafkaError as error:
+                raised.append(str(error))
+        done.set()
+
+    producer.send(TOPIC, b"0").add_done_callback(inside)
+    assert done.wait(30)
+    assert len(raised) == 3
+    assert all("Remedy" in text for text in raised)
+
+
+def test_a_record_too_large_for_the_client_is_refused_before_it_is_queued(make: Callable[..., SafeProducer]) -> None:
+    producer = make({"message.max.bytes": 2_000})
+    with pytest.raises(InvalidRecordError, match="smaller"):
+        producer.send(TOPIC, b"x" * 5_000)
+    assert len(producer) == 0
+
+
+def test_serializers_are_used_and_their_errors_surface_from_send(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    def even(value: int) -> bytes:
+        if value % 2:
+            raise SerializationError("odd")
+        return str(value).encode()
+
+    producer = make(key_serializer=StringSerializer(), value_serializer=even)
+    producer.send(TOPIC, 2, key="k").result(10)
+    with pytest.raises(InvalidRecordError, match="odd"):
+        producer.send(TOPIC, 3)
+    (message,) = read_log(cluster.bootstrap_servers, TOPIC, timeout=30)
+    assert (message.key(), message.value()) == (b"k", b"2")
+
+
+@pytest.mark.parametrize("name", ["delivery_timeout", "max_block", "shutdown_timeout"])
+def test_a_time_that_is_no_positive_number_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        SafeProducer({"bootstrap.servers": "127.0.0.1:1"}, **{name: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("end", ["", "del producer", "import sys; sys.exit(3)", "1 / 0"])
+def test_B_P08_records_are_delivered_although_the_program_forgets_to_close(cluster: MockCluster, end: str) -> None:
+    program = textwrap.dedent(f"""
+        from safekafka import SafeProducer
+        producer = SafeProducer({{"bootstrap.servers": {cluster.bootstrap_servers!r}}})
+        for n in range(1000):
+            producer.send({TOPIC!r}, str(n), partition=0)
+        {end}
+    """)
+    subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, check=False)
+    assert numbers_in_log(cluster) == list(range(1_000))
+
+
+def test_P8_a_forked_child_is_refused_and_the_parents_records_arrive_once(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make()
+    for n in range(100):
+        producer.send(TOPIC, str(n), partition=0)
+
+    def child(answer: Any) -> None:
+        try:
+            producer.send(TOPIC, b"999")
+        except ClosedError as error:
+            answer.put(str(error))
+        producer.close()
+
+    context = multiprocessing.get_context("fork")
+    answer = context.Queue()
+    process = context.Process(target=child, args=(answer,))
+    process.start()
+    assert "after the fork" in answer.get(timeout=30)
+    process.join(30)
+    assert process.exitcode == 0
+    assert os.getpid() == producer._pid
+    assert producer.flush(30) == 0
+    assert numbers_in_log(cluster) == list(range(100))
