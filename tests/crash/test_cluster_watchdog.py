@@ -65,7 +65,7 @@ class Owner:
     def gone(self) -> bool:
         # Killed ones whose parent is gone are zombies until somebody reaps them: here, init.
         return not [
-            p for p in self.family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE and "sleep" != p.name()
+            p for p in self.family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE and p.name() != "sleep"
         ]
 
 

@@ -16,6 +16,7 @@ under it.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -375,10 +376,15 @@ def _names(partitions: Iterable[TopicPartition]) -> list[str]:
     return [f"{partition.topic}[{partition.partition}]" for partition in partitions]
 
 
+def _matches(subscribed: str, topic: str) -> bool:
+    """Whether the subscription takes the topic; one that starts with ^ is a pattern."""
+    return bool(re.search(subscribed, topic)) if subscribed.startswith("^") else subscribed == topic
+
+
 def _check(topics: Sequence[str], dead_letter: str | None) -> None:
     if isinstance(topics, str) or not topics:
         raise ValueError(f"topics={topics!r}: give a list of topic names, as in ['orders']")
-    if dead_letter is not None and dead_letter in topics:
+    if dead_letter is not None and any(_matches(topic, dead_letter) for topic in topics):
         raise ValueError(
             f"dead_letter={dead_letter!r} is also subscribed: every dead letter would come back and fail again, "
             f"for ever. "

@@ -278,7 +278,7 @@ def _runs(seqs: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _take_lock(folder: Path) -> FileLock:
-    lock = FileLock(folder / "lock")
+    lock = FileLock(folder / "lock", thread_local=False)  # taken by the caller, released by the sender thread
     owner = folder / "owner"
     try:
         lock.acquire(timeout=0)

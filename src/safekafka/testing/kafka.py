@@ -228,13 +228,13 @@ class KafkaCluster(ClusterClient):
         ]
         quorum = [node for node in nodes if node.is_controller]
         durable = broker_settings.scaled(broker_settings.durability(broker_settings.compose_text()), self._brokers)
+        self._min_isr = self._extra.get("min.insync.replicas", durable["min.insync.replicas"])
         for node in nodes:
             name = f"broker-{node.node_id}" if node.is_broker else f"controller-{node.node_id}"
             process = NodeProcess(node, self._folder / name, self._logs / f"{name}.log", launch, self._watched)
             properties = broker_settings.merged(node, quorum, durable, self._extra)
             process.configure(properties)
             self._nodes[node.node_id] = process
-            self._min_isr = properties["min.insync.replicas"]
 
     def _end(self, broker: int, signum: signal.Signals, timeout: float) -> None:
         with self._lock:

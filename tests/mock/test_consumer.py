@@ -1,0 +1,433 @@
+"""SafeConsumer against mock brokers: nothing unhandled is ever committed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tenacity
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+
+from safekafka import ClosedError, DeadLetterFailed, HandlerFailed, Reject, Retry, SafeConsumer, SafeKafkaError
+from safekafka.deadletter.headers import PREFIX
+from safekafka.testing import MockCluster
+from safekafka.testing.ledger import read_log
+from safekafka.testing.mock import ApiKey
+
+TOPIC, DEAD, GROUP = "orders", "orders.dlq", "billing"
+QUICK = Retry(attempts=3, wait=tenacity.wait_none())
+
+
+@pytest.fixture
+def cluster(kafka_mock: MockCluster, caplog: pytest.LogCaptureFixture) -> MockCluster:
+    caplog.set_level("INFO", logger="safekafka")
+    kafka_mock.create_topic(TOPIC, partitions=3, replication_factor=3)
+    kafka_mock.create_topic(DEAD, partitions=1, replication_factor=3)
+    return kafka_mock
+
+
+def fill(cluster: MockCluster, count: int, partition: int | None = None, start: int = 0) -> None:
+    """Written by the raw client: what is under test is the consumer."""
+    producer = Producer({"bootstrap.servers": cluster.bootstrap_servers, "acks": "all", "enable.idempotence": True})
+    for n in range(start, start + count):
+        producer.produce(
+            TOPIC,
+            str(n),
+            str(n % 5),
+            partition=n % 3 if partition is None else partition,
+            headers=[("n", str(n).encode())],
+        )
+    assert producer.flush(30) == 0
+
+
+def committed(cluster: MockCluster) -> dict[int, int]:
+    """What the broker says, asked by a raw client."""
+    client = Consumer({"bootstrap.servers": cluster.bootstrap_servers, "group.id": GROUP})
+    try:
+        answer = client.committed([TopicPartition(TOPIC, partition) for partition in range(3)], timeout=10)
+        return {partition.partition: max(0, partition.offset) for partition in answer}
+    finally:
+        client.close()
+
+
+def consumer_of(cluster: MockCluster, config: dict[str, Any] | None = None, **options: Any) -> SafeConsumer:
+    options.setdefault("retry", QUICK)
+    return SafeConsumer(
+        {
+            "bootstrap.servers": cluster.bootstrap_servers,
+            "group.id": GROUP,
+            "session.timeout.ms": 6000,
+            "heartbeat.interval.ms": 500,
+            **(config or {}),
+        },
+        [TOPIC],
+        **options,
+    )
+
+
+class Handled:
+    """A handler that remembers, and stops the consumer when it has seen enough."""
+
+    def __init__(self, enough: int, then: Callable[[Message], Any] | None = None) -> None:
+        self.enough = enough
+        self.then = then
+        self.consumer: SafeConsumer | None = None
+        self.seen: list[tuple[int, int]] = []
+
+    def __call__(self, message: Message) -> None:
+        if self.then is not None:
+            self.then(message)
+        self.seen.append((message.partition() or 0, message.offset() or 0))
+        if len(self.seen) >= self.enough and self.consumer is not None:
+            self.consumer.stop()
+
+
+def run(consumer: SafeConsumer, handled: Handled) -> Handled:
+    handled.consumer = consumer
+    guard = threading.Timer(40, consumer.stop)  # a test that waits in vain fails by its assertions
+    guard.start()
+    try:
+        consumer.run(handled)
+    finally:
+        guard.cancel()
+    return handled
+
+
+def test_C1_every_message_is_handled_in_partition_order_and_committed(cluster: MockCluster) -> None:
+    fill(cluster, 300)
+    handled = run(consumer_of(cluster), Handled(300))
+    assert len(set(handled.seen)) == len(handled.seen) == 300
+    for partition in range(3):
+        offsets = [offset for p, offset in handled.seen if p == partition]
+        assert offsets == sorted(offsets)
+    assert committed(cluster) == {0: 100, 1: 100, 2: 100}
+
+
+def test_C1_a_restart_goes_on_behind_what_was_committed(cluster: MockCluster) -> None:
+    fill(cluster, 30)
+    run(consumer_of(cluster), Handled(30))
+    fill(cluster, 6, start=30)
+    handled = run(consumer_of(cluster), Handled(6))
+    assert sorted(handled.seen) == [(p, offset) for p in range(3) for offset in (10, 11)]
+
+
+def test_C8_progress_is_committed_while_running_not_only_at_the_end(cluster: MockCluster) -> None:
+    fill(cluster, 30)
+    consumer = consumer_of(cluster, commit_interval=0.1)
+    thread = threading.Thread(target=consumer.run, args=(lambda _: None,))
+    thread.start()
+    deadline = time.monotonic() + 30
+    while committed(cluster) != {0: 10, 1: 10, 2: 10} and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert committed(cluster) == {0: 10, 1: 10, 2: 10}
+    consumer.close()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_C5_a_message_that_fails_goes_whole_to_the_dead_letter_topic_and_the_rest_is_handled(
+    cluster: MockCluster,
+) -> None:
+    fill(cluster, 30, partition=1)
+    attempts: list[int] = []
+
+    def poison(message: Message) -> None:
+        if message.value() == b"13":
+            attempts.append(1)
+            raise ValueError("poison")
+
+    handled = run(consumer_of(cluster, dead_letter=DEAD), Handled(29, poison))
+    assert len(handled.seen) == 29
+    assert len(attempts) == 3
+    (letter,) = read_log(cluster.bootstrap_servers, DEAD, timeout=30)
+    headers = dict(letter.headers() or [])
+    assert (letter.key(), letter.value(), headers["n"]) == (b"3", b"13", b"13")
+    assert headers[PREFIX + "topic"] == TOPIC.encode()
+    assert (headers[PREFIX + "partition"], headers[PREFIX + "offset"]) == (b"1", b"13")
+    assert headers[PREFIX + "error.message"] == b"poison"
+    assert b"in poison" in bytes(headers[PREFIX + "error.traceback"] or b"")
+    assert committed(cluster)[1] == 30
+
+
+def test_B_C05_the_last_message_of_a_partition_counts_as_finished_once_dead_lettered(cluster: MockCluster) -> None:
+    fill(cluster, 1, partition=0)
+    consumer = consumer_of(cluster, dead_letter=DEAD, commit_interval=0.1)
+
+    def fail(_: Message) -> None:
+        raise ValueError("always")
+
+    thread = threading.Thread(target=consumer.run, args=(fail,))
+    thread.start()
+    deadline = time.monotonic() + 30
+    while committed(cluster)[0] != 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    consumer.close()
+    thread.join(30)
+    assert committed(cluster)[0] == 1
+
+
+def test_B_C02_without_a_dead_letter_topic_a_failing_message_stops_the_consumer_uncommitted(
+    cluster: MockCluster,
+) -> None:
+    fill(cluster, 10, partition=2)
+
+    def poison(message: Message) -> None:
+        if message.offset() == 4:
+            raise ValueError("poison")
+
+    with pytest.raises(HandlerFailed, match=r"orders\[2\]@4 after 3 attempt.*Remedy") as caught:
+        run(consumer_of(cluster), Handled(99, poison))
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert (caught.value.topic, caught.value.partition, caught.value.offset) == (TOPIC, 2, 4)
+    assert committed(cluster)[2] == 4
+
+
+def test_reject_goes_to_the_dead_letter_topic_without_a_second_attempt(cluster: MockCluster) -> None:
+    fill(cluster, 2, partition=0)
+    calls: list[int] = []
+
+    def reject(message: Message) -> None:
+        calls.append(1)
+        if message.offset() == 0:
+            raise Reject("no such customer")
+
+    run(consumer_of(cluster, dead_letter=DEAD), Handled(1, reject))
+    assert len(calls) == 2
+    (letter,) = read_log(cluster.bootstrap_servers, DEAD, timeout=30)
+    assert dict(letter.headers() or [])[PREFIX + "error.message"] == b"no such customer"
+
+
+def test_B_D03_a_dead_letter_that_cannot_be_written_stops_the_consumer_and_commits_nothing(
+    cluster: MockCluster,
+) -> None:
+    fill(cluster, 3, partition=0)
+    consumer = consumer_of(cluster, dead_letter="no.such.topic")
+    consumer._dead_letters._producer._way._delivery_timeout = 1.0  # type: ignore[union-attr]
+
+    def fail(_: Message) -> None:
+        raise ValueError("always")
+
+    with pytest.raises(DeadLetterFailed, match=r"no\.such\.topic.*Remedy"):
+        consumer.run(fail)
+    assert committed(cluster)[0] == 0
+
+
+def test_an_async_handler_is_awaited(cluster: MockCluster) -> None:
+    fill(cluster, 5, partition=0)
+    import asyncio
+
+    seen: list[int] = []
+    consumer = consumer_of(cluster)
+
+    async def handle(message: Message) -> None:
+        await asyncio.sleep(0.001)
+        seen.append(message.offset() or 0)
+        if len(seen) == 5:
+            consumer.stop()
+
+    consumer.run(handle)
+    assert seen == [0, 1, 2, 3, 4]
+    assert committed(cluster)[0] == 5
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, MemoryError])
+def test_B_C30_what_ends_the_program_is_raised_by_run_and_its_message_is_not_committed(
+    cluster: MockCluster, raised: type[BaseException]
+) -> None:
+    fill(cluster, 3, partition=0)
+
+    def end(message: Message) -> None:
+        if message.offset() == 1:
+            raise raised
+
+    retry = Retry(attempts=1)
+    expected = HandlerFailed if raised is MemoryError else raised
+    with pytest.raises(expected):
+        run(consumer_of(cluster, retry=retry), Handled(99, end))
+    assert committed(cluster)[0] == 1
+
+
+def test_C3_messages_of_a_partition_that_moves_are_all_handled(cluster: MockCluster) -> None:
+    # The mock refuses commits while a group rebalances, so messages may come twice here; on real brokers they do not.
+    fill(cluster, 300)
+    lock = threading.Lock()
+    seen: list[tuple[int, int]] = []
+    consumers = [consumer_of(cluster, commit_interval=0.1, drain_timeout=1.0) for _ in range(2)]
+
+    def handle(message: Message) -> None:
+        time.sleep(0.005)
+        with lock:
+            seen.append((message.partition() or 0, message.offset() or 0))
+            if len(set(seen)) == 300:
+                for consumer in consumers:
+                    consumer.stop()
+
+    threads = [threading.Thread(target=consumer.run, args=(handle,)) for consumer in consumers]
+    threads[0].start()
+    while len(seen) < 20:
+        time.sleep(0.01)
+    threads[1].start()
+    for thread in threads:
+        thread.join(60)
+    assert len(set(seen)) == 300
+    assert committed(cluster) == {0: 100, 1: 100, 2: 100}
+
+
+def test_C4_a_handler_longer_than_the_poll_interval_keeps_its_partitions(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(cluster, 2, partition=0)
+    config = {"session.timeout.ms": 1000, "heartbeat.interval.ms": 200, "max.poll.interval.ms": 1000}
+    handled = run(consumer_of(cluster, config, drain_timeout=0.9), Handled(2, lambda _: time.sleep(3)))
+    assert handled.seen == [(0, 0), (0, 1)]
+    assert "partitions_lost" not in caplog.text
+    assert "partitions_revoked" not in caplog.text
+
+
+def test_C7_what_is_held_in_memory_is_bounded_whatever_the_handler_does(cluster: MockCluster) -> None:
+    fill(cluster, 600)
+    consumer = consumer_of(cluster, {"queued.min.messages": 1}, max_in_flight=20)
+    most = 0
+
+    def slow(_: Message) -> None:
+        nonlocal most
+        most = max(most, consumer._in_flight)
+        time.sleep(0.002)
+
+    handled = run(consumer, Handled(600, slow))
+    assert len(set(handled.seen)) == 600
+    assert most <= 21
+
+
+def test_C6_a_handler_that_never_returns_does_not_keep_run_from_ending(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(cluster, 3, partition=0)
+    consumer = consumer_of(cluster, drain_timeout=0.3, shutdown_timeout=6.0)
+    never = threading.Event()
+    threading.Timer(3, consumer.stop).start()
+    began = time.monotonic()
+    consumer.run(lambda _: never.wait(120))
+    assert time.monotonic() - began < 3 + 6 + 5
+    assert "handler_abandoned" in caplog.text
+    assert committed(cluster)[0] == 0
+    never.set()
+
+
+def test_C6_waiting_for_a_retry_does_not_hold_up_the_stop(cluster: MockCluster) -> None:
+    fill(cluster, 1, partition=0)
+    consumer = consumer_of(cluster, retry=Retry(attempts=9, wait=tenacity.wait_fixed(3600)), dead_letter=DEAD)
+
+    def fail(_: Message) -> None:
+        threading.Timer(0.2, consumer.stop).start()
+        raise ValueError("later")
+
+    began = time.monotonic()
+    consumer.run(fail)
+    assert time.monotonic() - began < 20
+    assert committed(cluster)[0] == 0
+    assert read_log(cluster.bootstrap_servers, DEAD, timeout=30) == []
+
+
+def test_B_C10_a_commit_that_fails_is_made_again_and_the_consumer_lives_on(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(cluster, 10, partition=0)
+    cluster.push_request_errors(ApiKey.OffsetCommit, *[KafkaError.REBALANCE_IN_PROGRESS] * 2)
+    consumer = consumer_of(cluster, commit_interval=0.2)
+    thread = threading.Thread(target=consumer.run, args=(lambda _: None,))
+    thread.start()
+    deadline = time.monotonic() + 40
+    while committed(cluster)[0] != 10 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert committed(cluster)[0] == 10
+    assert thread.is_alive()
+    consumer.close()
+    thread.join(30)
+    assert "commit_failed" in caplog.text
+
+
+def test_brokers_that_cannot_be_reached_are_told_by_an_event_with_address_and_remedy(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    consumer = SafeConsumer({"bootstrap.servers": "127.0.0.1:1", "group.id": GROUP}, [TOPIC])
+    thread = threading.Thread(target=consumer.run, args=(lambda _: None,))
+    thread.start()
+    deadline = time.monotonic() + 30
+    while "cluster_unreachable" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "127.0.0.1:1" in caplog.text
+    assert "check that the brokers run" in caplog.text
+    began = time.monotonic()
+    consumer.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert time.monotonic() - began < 20
+
+
+def test_B_D06_a_dead_letter_topic_that_is_subscribed_is_refused() -> None:
+    with pytest.raises(ValueError, match="also subscribed"):
+        SafeConsumer({"bootstrap.servers": "127.0.0.1:1", "group.id": GROUP}, [TOPIC], dead_letter=TOPIC)
+    with pytest.raises(ValueError, match="also subscribed"):
+        SafeConsumer({"bootstrap.servers": "127.0.0.1:1", "group.id": GROUP}, ["^orders.*"], dead_letter=DEAD)
+
+
+def test_topics_given_as_one_string_are_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"\['orders'\]"):
+        SafeConsumer({"bootstrap.servers": "127.0.0.1:1", "group.id": GROUP}, TOPIC)
+
+
+def test_a_consumer_runs_once(cluster: MockCluster) -> None:
+    consumer = consumer_of(cluster)
+    consumer.stop()
+    consumer.run(lambda _: None)
+    with pytest.raises(ClosedError, match="make a new one"):
+        consumer.run(lambda _: None)
+    consumer.close()
+
+
+def test_a_consumer_that_never_ran_can_be_closed(cluster: MockCluster) -> None:
+    with consumer_of(cluster, dead_letter=DEAD) as consumer:
+        pass
+    consumer.close()
+
+
+def test_errors_that_no_waiting_mends_stop_the_consumer(cluster: MockCluster) -> None:
+    cluster.push_request_errors(ApiKey.FindCoordinator, *[KafkaError.GROUP_AUTHORIZATION_FAILED] * 5)
+    with pytest.raises(SafeKafkaError, match=r"GROUP_AUTHORIZATION_FAILED.*Remedy"):
+        run(consumer_of(cluster), Handled(1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_B_C26_a_signal_stops_the_consumer_with_what_was_finished_committed(
+    cluster: MockCluster, number: signal.Signals
+) -> None:
+    fill(cluster, 5, partition=0)
+    program = textwrap.dedent(f"""
+        import time
+        from safekafka import SafeConsumer
+        consumer = SafeConsumer(
+            {{"bootstrap.servers": {cluster.bootstrap_servers!r}, "group.id": {GROUP!r}}}, [{TOPIC!r}], commit_interval=999
+        )
+        def handle(message):
+            if message.offset() == 2:
+                print("at 2", flush=True)
+                time.sleep(1)
+        consumer.run(handle)
+        print("ended", flush=True)
+    """)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at 2\n"
+        os.kill(process.pid, number)
+        rest, _ = process.communicate(timeout=60)
+    assert (rest, process.returncode) == ("ended\n", 0)
+    assert committed(cluster)[0] == 3  # the running one was waited for; the queued ones were given up

@@ -1,0 +1,342 @@
+"""SafeProducer with a spool, against mock brokers that can be taken down, slowed and made to refuse."""
+
+from __future__ import annotations
+
+import gc
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+
+from safekafka import (
+    ClosedError,
+    DeliveryFailed,
+    DeliveryUnknown,
+    InvalidRecordError,
+    ProducerFatalError,
+    Receipt,
+    SafeKafkaError,
+    SafeProducer,
+    Spool,
+    SpoolFullError,
+    SpoolLockedError,
+    UndeliveredError,
+)
+from safekafka.spool.spooled import SpooledDelivery
+from safekafka.testing import MockCluster
+from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
+from safekafka.testing.mock import ApiKey
+
+TOPIC = "orders"
+
+
+@pytest.fixture
+def cluster(kafka_mock: MockCluster) -> MockCluster:
+    kafka_mock.create_topic(TOPIC, partitions=4, replication_factor=3)
+    return kafka_mock
+
+
+@pytest.fixture(autouse=True)
+def all_events(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="safekafka")
+
+
+@pytest.fixture
+def make(cluster: MockCluster, tmp_path: Path) -> Iterator[Callable[..., SafeProducer]]:
+    made: list[SafeProducer] = []
+
+    def make_one(config: dict[str, Any] | None = None, **options: Any) -> SafeProducer:
+        options.setdefault("spool", tmp_path / "spool")
+        producer = SafeProducer({"bootstrap.servers": cluster.bootstrap_servers, **(config or {})}, **options)
+        made.append(producer)
+        return producer
+
+    yield make_one
+    for producer in made:
+        try:
+            producer.close(0.1)
+        except SafeKafkaError:
+            continue
+
+
+def numbers(cluster: MockCluster, topic: str = TOPIC) -> list[int]:
+    return [int(m.value() or b"") for m in read_log(cluster.bootstrap_servers, topic, timeout=30)]
+
+
+def test_P5_a_record_is_durable_when_send_returns_although_no_broker_answers(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    receipt = producer.send(TOPIC, b"0")
+    assert receipt.durable
+    assert receipt.status == "pending"
+    assert (producer.flush(0.2), len(producer)) == (1, 1)
+    cluster.set_broker_up()
+    assert receipt.result(60).topic == TOPIC
+    assert producer.flush(30) == 0
+    assert numbers(cluster) == [0]
+
+
+def test_P5_what_was_left_is_sent_by_the_next_start_before_anything_new_and_as_it_was(
+    cluster: MockCluster, make: Callable[..., SafeProducer], caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    headers: list[tuple[str, bytes | None]] = [("a", None), ("a", b"")]
+    receipts = [producer.send(TOPIC, str(n), b"k", headers, 2) for n in range(100)]
+    receipts.append(producer.send(TOPIC, b"100", partition=2, timestamp=1_700_000_000_000))
+    producer.close(0.2)
+    assert "spool_left" in caplog.text
+    with pytest.raises(DeliveryUnknown, match="on the disk"):
+        receipts[0].result(0)
+    assert receipts[0].durable
+    cluster.set_broker_up()
+    producer = make()
+    assert "spool_recovered" in caplog.text
+    producer.send(TOPIC, b"101", partition=2)
+    assert producer.flush(30) == 0
+    messages = read_log(cluster.bootstrap_servers, TOPIC, timeout=30)
+    assert [int(m.value() or b"") for m in messages] == list(range(102))
+    assert messages[0].headers() == headers
+    assert messages[0].key() == b"k"
+    assert messages[100].timestamp()[1] == 1_700_000_000_000
+
+
+def test_B_S06_a_spool_that_was_delivered_and_closed_sends_nothing_again(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make()
+    for n in range(500):
+        producer.send(TOPIC, str(n))
+    producer.close(30)
+    producer = make()
+    assert len(producer) == 0
+    producer.close(30)
+    assert sorted(numbers(cluster)) == list(range(500))
+
+
+def test_B_S06_a_restarted_program_that_sends_nothing_still_drains_its_spool(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    producer.send(TOPIC, b"0")
+    producer.close(0.1)
+    cluster.set_broker_up()
+    assert make().flush(30) == 0
+    assert numbers(cluster) == [0]
+
+
+def test_P3_order_of_each_thread_is_kept_with_outages_in_between(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make()
+
+    def send(thread: int) -> None:
+        for n in range(150):
+            producer.send(TOPIC, str(thread * 1_000 + n), key=str(thread))
+
+    threads = [threading.Thread(target=send, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        time.sleep(0.05)
+        cluster.set_broker_down()
+        time.sleep(0.05)
+        cluster.set_broker_up()
+    for thread in threads:
+        thread.join(60)
+    assert producer.flush(60) == 0
+    accepted = [Entry(str(thread).encode(), thread * 1_000 + n) for thread in range(4) for n in range(150)]
+    messages = read_log(cluster.bootstrap_servers, TOPIC, timeout=30)
+    report = audit_log(accepted, log_entries(messages, lambda message: int(message.value() or b"")))
+    assert (report.lost, report.out_of_order, report.unexpected) == (0, 0, 0), report
+
+
+def test_B_S08_a_record_appended_as_the_sender_goes_to_sleep_is_delivered(
+    make: Callable[..., SafeProducer],
+) -> None:
+    producer = make()
+    for _ in range(200):
+        producer.send(TOPIC, b"0").result(5)
+
+
+def test_a_verdict_on_a_batch_rejects_none_of_its_records(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    for n in range(50):
+        producer.send(TOPIC, str(n), partition=1)
+    cluster.push_request_errors(ApiKey.Produce, KafkaError.MSG_SIZE_TOO_LARGE)
+    cluster.set_broker_up()
+    assert producer.flush(60) == 0
+    assert producer.rejected() == []
+    assert numbers(cluster) == list(range(50))
+
+
+def test_B_S10_a_record_that_fails_alone_is_kept_in_rejected_and_the_others_flow(
+    cluster: MockCluster, make: Callable[..., SafeProducer], caplog: pytest.LogCaptureFixture
+) -> None:
+    producer = make()
+    cluster.push_request_errors(ApiKey.Produce, *[KafkaError.MSG_SIZE_TOO_LARGE] * 2)  # in a batch of one, then alone
+    bad = producer.send(TOPIC, b"0", b"k", {"a": b"1"}, partition=1)
+    with pytest.raises(DeliveryFailed, match="rejected"):
+        bad.result(30)
+    producer.send(TOPIC, b"1", partition=1)
+    assert producer.flush(30) == 0
+    (rejected,) = producer.rejected()
+    assert rejected.fields[:4] == (TOPIC, b"0", b"k", [("a", b"1")])
+    assert "large" in rejected.reason
+    assert numbers(cluster) == [1]
+    assert "record_rejected" in caplog.text
+    producer.close(10)
+    assert [row.seq for row in make().rejected()] == [rejected.seq]
+
+
+def test_a_rejected_record_nobody_looked_at_is_raised_by_flush(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make()
+    cluster.push_request_errors(ApiKey.Produce, *[KafkaError.INVALID_RECORD] * 2)
+    producer.send(TOPIC, b"0", b"k")
+    with pytest.raises(UndeliveredError) as caught:
+        producer.flush(30)
+    assert caught.value.failures[0].record.key == b"k"
+
+
+def test_a_topic_that_is_missing_blocks_and_rejects_nothing_and_goes_on_by_itself(
+    cluster: MockCluster, make: Callable[..., SafeProducer], caplog: pytest.LogCaptureFixture
+) -> None:
+    producer = make({"topic.metadata.propagation.max.ms": 200})
+    for n in range(20):
+        producer.send("later", str(n), partition=0)
+    while "topic_blocked" not in caplog.text:
+        time.sleep(0.05)
+    cluster.create_topic("later", partitions=1)
+    assert producer.flush(60) == 0
+    assert producer.rejected() == []
+    assert numbers(cluster, "later") == list(range(20))
+    assert "topic_unblocked" in caplog.text
+
+
+def test_P6_a_fatal_client_error_is_healed_by_a_new_client_and_nothing_is_lost(
+    cluster: MockCluster, make: Callable[..., SafeProducer], caplog: pytest.LogCaptureFixture
+) -> None:
+    producer = make()
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    before = producer.raw_client
+    for n in range(1, 100):
+        producer.send(TOPIC, str(n), partition=0)
+    cluster.trigger_fatal_error(producer, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "lost the thread")
+    for n in range(100, 200):
+        producer.send(TOPIC, str(n), partition=0)
+    assert producer.flush(60) == 0
+    assert producer.raw_client is not before
+    assert "client_rebuilt" in caplog.text
+    log = numbers(cluster)
+    assert [n for i, n in enumerate(log) if n not in log[:i]] == list(range(200))  # nothing lost, first copies in order
+
+
+def test_P4_a_full_spool_blocks_for_max_block_then_raises_and_works_again_once_there_is_room(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path
+) -> None:
+    cluster.set_broker_down()
+    producer = make(spool=Spool(tmp_path / "small", max_bytes=2_000), max_block=0.3)
+    accepted = 0
+    with pytest.raises(SpoolFullError, match=r"max_bytes=2000.*nothing was dropped.*Remedy"):
+        for _ in range(100):
+            producer.send(TOPIC, str(accepted).encode() + b" " * 200, partition=0)
+            accepted += 1
+    assert 5 < accepted < 12
+    cluster.set_broker_up()
+    producer._way._max_block = 60
+    producer.send(TOPIC, str(accepted), partition=0)
+    assert producer.flush(30) == 0
+    assert numbers(cluster) == list(range(accepted + 1))
+
+
+def test_a_record_larger_than_the_clients_limit_is_refused_before_it_is_accepted(
+    make: Callable[..., SafeProducer],
+) -> None:
+    producer = make({"message.max.bytes": 2_000})
+    with pytest.raises(InvalidRecordError, match="message.max.bytes=2000"):
+        producer.send(TOPIC, b"x" * 5_000)
+    assert len(producer) == 0
+
+
+def test_P4_receipts_nobody_holds_take_no_memory_and_callbacks_run_all_the_same(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    told: list[Receipt] = []
+    for n in range(20):
+        producer.send(TOPIC, str(n))
+    producer.send(TOPIC, b"20").add_done_callback(told.append)
+    gc.collect()
+    way = producer._way
+    assert isinstance(way, SpooledDelivery)
+    assert len(way._receipts) == 1
+    cluster.set_broker_up()
+    assert producer.flush(60) == 0
+    assert [receipt.status for receipt in told] == ["delivered"]
+    assert not way._watched
+    assert not way._receipts
+
+
+def test_two_producers_of_one_process_do_not_share_a_spool(make: Callable[..., SafeProducer]) -> None:
+    make()
+    with pytest.raises(SpoolLockedError, match="in use"):
+        make()
+
+
+def test_a_refused_setting_leaves_no_folder_behind(make: Callable[..., SafeProducer], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="acks"):
+        make({"acks": 1}, spool=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_damaged_record_stops_the_spool_loudly_instead_of_being_delivered(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    producer.send(TOPIC, b"0")
+    producer.close(0.1)
+    with sqlite3.connect(tmp_path / "spool" / "lane-0" / "journal.sqlite3") as file:
+        file.execute("UPDATE record SET crc = crc + 1")
+    cluster.set_broker_up()
+    producer = make()
+    with pytest.raises(ProducerFatalError, match="checksum"):
+        for _ in range(1_000):
+            producer.send(TOPIC, b"1")
+            time.sleep(0.01)
+    producer.close()
+    assert numbers(cluster) == []
+
+
+def test_a_closed_producer_refuses_and_close_is_idempotent(make: Callable[..., SafeProducer]) -> None:
+    producer = make()
+    producer.close()
+    producer.close()
+    with pytest.raises(ClosedError):
+        producer.send(TOPIC, b"0")
+    with pytest.raises(ClosedError):
+        producer.rejected()
+
+
+def test_durability_process_accepts_and_delivers_as_well(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path
+) -> None:
+    producer = make(spool=Spool(tmp_path / "fast", durability="process"))
+    for n in range(500):
+        producer.send(TOPIC, str(n), partition=0)
+    assert producer.flush(30) == 0
+    assert numbers(cluster) == list(range(500))
