@@ -142,6 +142,9 @@ _PRODUCER_SET = {
     "message.timeout.ms": 0,
     "allow.auto.create.topics": False,
 }
+# Under a spool a failed batch stops the client instead of letting later batches pass it by: the spool sends it again
+# first.
+_SPOOLED_SET = {"enable.gapless.guarantee": True}
 _PRODUCER_DEFAULTS = {"queue.buffering.max.messages": 500_000}
 _CONSUMER_SET = {"enable.auto.commit": False, "enable.auto.offset.store": False, "check.crcs": True}
 _CONSUMER_DEFAULTS = {"auto.offset.reset": "earliest", "allow.auto.create.topics": False}
@@ -149,7 +152,7 @@ _CONSUMER_DEFAULTS = {"auto.offset.reset": "earliest", "allow.auto.create.topics
 DEFAULT_MAX_POLL_INTERVAL_MS = 300_000  # librdkafka's max.poll.interval.ms
 
 
-def producer_settings(config: Mapping[str, Any]) -> tuple[Config, list[SettingProblem]]:
+def producer_settings(config: Mapping[str, Any], spooled: bool = False) -> tuple[Config, list[SettingProblem]]:
     """The settings for the raw producer, and every problem found in `config` (those settings are left out of the
     result)."""
     settings, problems = _judge(config, _PRODUCER_RULES, required=("bootstrap.servers",))
@@ -162,7 +165,8 @@ def producer_settings(config: Mapping[str, Any]) -> tuple[Config, list[SettingPr
                 "leave it out and create topics on purpose, with replication factor 3.",
             )
         )
-    return {**_PRODUCER_DEFAULTS, **settings, **_PRODUCER_SET}, problems
+    enforced = {**_PRODUCER_SET, **_SPOOLED_SET} if spooled else _PRODUCER_SET
+    return {**_PRODUCER_DEFAULTS, **settings, **enforced}, problems
 
 
 def consumer_settings(config: Mapping[str, Any], drain_timeout: float) -> tuple[Config, list[SettingProblem]]:

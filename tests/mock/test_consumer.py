@@ -415,7 +415,9 @@ def test_B_C26_a_signal_stops_the_consumer_with_what_was_finished_committed(
         import time
         from safekafka import SafeConsumer
         consumer = SafeConsumer(
-            {{"bootstrap.servers": {cluster.bootstrap_servers!r}, "group.id": {GROUP!r}}}, [{TOPIC!r}], commit_interval=999
+            {{"bootstrap.servers": {cluster.bootstrap_servers!r}, "group.id": {GROUP!r}}},
+            [{TOPIC!r}],
+            commit_interval=999,
         )
         def handle(message):
             if message.offset() == 2:

@@ -266,7 +266,7 @@ def test_a_record_larger_than_the_clients_limit_is_refused_before_it_is_accepted
     make: Callable[..., SafeProducer],
 ) -> None:
     producer = make({"message.max.bytes": 2_000})
-    with pytest.raises(InvalidRecordError, match="message.max.bytes=2000"):
+    with pytest.raises(InvalidRecordError, match=r"message\.max\.bytes=2000"):
         producer.send(TOPIC, b"x" * 5_000)
     assert len(producer) == 0
 

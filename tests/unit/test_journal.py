@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_P5_what_is_read_is_what_was_written_none_and_empty_differ(fields: Field
 def test_runs_cover_the_numbers_and_nothing_else(numbers: set[int]) -> None:
     runs = list(_runs(sorted(numbers)))
     assert [n for first, last in runs for n in range(first, last + 1)] == sorted(numbers)
-    assert all(later[0] > earlier[1] + 1 for earlier, later in zip(runs, runs[1:], strict=False))
+    assert all(later[0] > earlier[1] + 1 for earlier, later in pairwise(runs))
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

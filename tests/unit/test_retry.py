@@ -93,5 +93,5 @@ def test_what_is_no_exception_is_never_retried(error: type[BaseException]) -> No
 
 
 def test_no_attempts_at_all_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match="attempts=0.*1 or more"):
+    with pytest.raises(ValueError, match=r"attempts=0.*1 or more"):
         Retry(attempts=0)

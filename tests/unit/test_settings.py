@@ -1,4 +1,5 @@
-"""The settings guard: all offending settings at once, each with reason and remedy; aliases count; secrets never show."""
+"""The settings guard: all offending settings at once, each with reason and remedy; aliases count; secrets never
+show."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ def main() -> None:
     with stopped_by_signals():
         try:
             from safekafka.cli.app import app
+
+            app()
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in _EXTRA:
                 raise
             sys.exit(f"The safekafka command needs the package {error.name!r}: pip install 'safekafka[cli]'")
-        app()

@@ -67,7 +67,12 @@ def stopped_by_signals() -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        sys.exit(128 + stopped.signum)
+        # Not sys.exit(): while the interpreter ends, it puts the default handlers back, and a further Ctrl-C would end
+        # us by signal.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        _leave(stopped.signum)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@ Threads
   callbacks (librdkafka calls them inside `poll`). Handlers never run on it, so a slow handler does not cost us the
   partitions.
 - The worker handles messages (`worker.py`).
-- Helper threads run a synchronous commit or the client's `close()`, which have no timeout of their own; they take
-  turns, and the poll thread waits for them for a bounded time only.
+- At the end, helper threads run the last commit (synchronous) and the client's `close()`, which have no timeout of
+  their own; they take turns, and the poll thread waits for them for a bounded time only.
 - `stop()` may be called from any thread, a handler or a signal handler.
 
 Lock: `_lock` guards progress and the counts of what is in flight, shared by poll thread and worker. Nothing is called
@@ -51,6 +51,20 @@ _STOPPING = frozenset(
         KafkaError.UNRELEASED_INSTANCE_ID,
         KafkaError._FENCED,
         KafkaError._AUTO_OFFSET_RESET,
+    }
+)
+# What refuses a commit while the group or its coordinator moves.
+_COMMIT_AGAIN = frozenset(
+    {
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._WAIT_COORD,
     }
 )
 
@@ -111,7 +125,7 @@ class SafeConsumer:
         self._paused = False
         self._commit_sent = False
         self._commit_due = 0.0
-        self._closing = False
+        self._closing = False  # inside the client's close()
         self._helper: threading.Thread | None = None
 
     def run(self, handler: Handler) -> None:
@@ -234,10 +248,13 @@ class SafeConsumer:
 
     def _commit_if_due(self) -> None:
         now = time.monotonic()
-        if now < self._commit_due or self._commit_sent:
-            return
-        self._commit_due = now + self._commit_interval
-        offsets = self._to_commit(self._partitions.values())
+        if now >= self._commit_due and not self._commit_sent:
+            self._commit_due = now + self._commit_interval
+            self._send_commit(self._partitions.values())
+
+    def _send_commit(self, progresses: Iterable[PartitionProgress]) -> None:
+        """Ask for a commit of what is finished; the broker's word comes to `_on_commit`, inside a later `poll()`."""
+        offsets = self._to_commit(progresses)
         if offsets:
             try:
                 self._client.commit(offsets=offsets, asynchronous=True)
@@ -275,21 +292,36 @@ class SafeConsumer:
                 if progress is not None:
                     progress.committed(partition.offset)
 
-    def _commit_now(self, progresses: Iterable[PartitionProgress], until: float) -> None:
-        """Commit what is finished and wait for the broker's word, at most until `until` (monotonic). Without it:
-        redelivery, no loss."""
-        offsets = self._to_commit(progresses)
-        if not offsets:
-            return
+    def _commit_at_end(self, until: float) -> None:
+        """Commit what is finished and wait for the broker's word, until `until` (monotonic). Without it: redelivery, no
+        loss.
+
+        A group in the middle of a rebalance refuses commits until we have rejoined, which takes polling.
+        """
+        while offsets := self._to_commit(self._partitions.values()):
+            refusal = self._commit_sync(offsets, until)
+            if refusal is None:
+                return
+            again = refusal.code() in _COMMIT_AGAIN and time.monotonic() < until
+            emit(Event.COMMIT_FAILED, error=refusal.name(), detail=refusal.str(), again=again)
+            if not again:
+                return
+            self._client.poll(_POLL_SECONDS)  # a message that comes now is not tracked: the next owner's
+
+    def _commit_sync(self, offsets: list[TopicPartition], until: float) -> KafkaError | None:
+        refusal: KafkaError | None = KafkaError(KafkaError._TIMED_OUT, "no answer in time")
 
         def commit() -> None:
+            nonlocal refusal
             try:
-                self._note_committed(self._client.commit(offsets=offsets, asynchronous=False) or ())
+                answer = self._client.commit(offsets=offsets, asynchronous=False) or []
+                refusal = next((partition.error for partition in answer if partition.error), None)
+                self._note_committed(partition for partition in answer if not partition.error)
             except KafkaException as error:
-                emit(Event.COMMIT_FAILED, error=error.args[0].name(), detail=error.args[0].str(), again=False)
+                refusal = error.args[0]
 
-        if not self._bounded(commit, until):
-            emit(Event.COMMIT_FAILED, error="no answer in time", partitions=len(offsets), again=False)
+        self._bounded(commit, until)
+        return refusal
 
     def _bounded(self, work: Callable[[], None], until: float) -> bool:
         """Run `work` on a helper thread, behind an earlier one that still hangs; False if it has not ended at
@@ -319,12 +351,17 @@ class SafeConsumer:
             emit(Event.PARTITIONS_ASSIGNED, partitions=_names(partitions))
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        """Still ours: let running handlers finish within the deadline, commit what is finished, then forget the
-        partitions."""
+        """Still ours: let running handlers finish within the deadline, commit what is finished, forget the partitions.
+
+        The commit is sent, not waited for: it is on its way to the coordinator before the rejoin that follows this
+        callback. A synchronous one has no timeout, and could not be moved to another thread either: while a callback
+        runs, the client lets no other thread in. If the commit fails, the next owner handles some messages again.
+        """
         if self._closing:
             return  # run() has done all this before it closed the client
-        until = time.monotonic() + self._drain_timeout
-        self._let_go(self._progress_of(partitions), until)
+        progresses = self._progress_of(partitions)
+        self._drain(progresses, time.monotonic() + self._drain_timeout)
+        self._send_commit(progresses)
         self._forget(partitions)
         if partitions:
             emit(Event.PARTITIONS_REVOKED, partitions=_names(partitions))
@@ -337,11 +374,10 @@ class SafeConsumer:
         if partitions:
             emit(Event.PARTITIONS_LOST, partitions=_names(partitions))
 
-    def _let_go(self, progresses: list[PartitionProgress], until: float) -> None:
+    def _drain(self, progresses: list[PartitionProgress], until: float) -> None:
         self._worker.give_up(progresses)
         if not self._worker.wait_until_free(progresses, until):
             emit(Event.HANDLER_ABANDONED, drain_timeout=self._drain_timeout, consequence="its message comes again")
-        self._commit_now(progresses, max(until, time.monotonic() + 1.0))
 
     def _progress_of(self, partitions: Iterable[TopicPartition]) -> list[PartitionProgress]:
         with self._lock:
@@ -358,7 +394,9 @@ class SafeConsumer:
     def _shut_down(self) -> None:
         began = time.monotonic()
         end = began + self._shutdown_timeout
-        self._let_go(list(self._partitions.values()), min(began + self._drain_timeout, end - _CLOSE_SECONDS))
+        progresses = list(self._partitions.values())
+        self._drain(progresses, min(began + self._drain_timeout, end - _CLOSE_SECONDS))
+        self._commit_at_end(max(time.monotonic() + 1.0, end - _CLOSE_SECONDS))
         self._worker.end()
         self._closing = True
         if not self._bounded(self._client.close, end):

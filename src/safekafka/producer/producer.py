@@ -70,7 +70,7 @@ class SafeProducer:
         shutdown_timeout: float = 20.0,
     ) -> None:
         _positive(delivery_timeout=delivery_timeout, max_block=max_block, shutdown_timeout=shutdown_timeout)
-        settings, problems = producer_settings(config)
+        settings, problems = producer_settings(config, spooled=spool is not None)
 
         def make_client() -> tuple[Producer, ClusterWatch]:
             return build_client(Producer, settings, problems)

@@ -14,6 +14,7 @@ Order of records (P3): rows are read by ascending sequence number and handed ove
 comes back with an error, feeding stops, everything in flight is waited for, what was delivered is deleted, and reading
 starts again at the lowest row left: what is sent next is again the oldest of each partition. A verdict on a batch is
 not a verdict on a record, so what failed is then sent one by one, and only a record that fails alone is rejected.
+`enable.gapless.guarantee` makes the client stop at a failed batch; without it the batches behind it would pass it by.
 Nothing expires (`message.timeout.ms=0`), so an outage produces no error at all.
 
 Known limits of this first version: a topic that refuses records holds back the topics behind it; rows are always read
@@ -260,9 +261,7 @@ class SpooledDelivery:
 
     def _step(self) -> None:
         fed = 0
-        if self._fatal is not None:
-            self._rebuild()
-        elif self._failed:
+        if self._failed or self._fatal is not None:
             self._recover()
         else:
             fed = self._feed()
@@ -347,7 +346,10 @@ class SpooledDelivery:
 
     def _poll(self, seconds: float) -> None:
         try:
-            self.client.poll(seconds)
+            if self._single:
+                self.client.flush(seconds)  # as poll(), but a lone record need not wait for linger.ms
+            else:
+                self.client.poll(seconds)
         except (
             KafkaException
         ) as error:  # a fatal error is raised out of poll(); the remaining reports come with the next one
@@ -387,23 +389,29 @@ class SpooledDelivery:
                 self._changed.notify_all()
 
     def _recover(self) -> None:
-        """Something came back with an error: once nothing is in flight, settle it and start again at the lowest row
-        left."""
+        """Something came back with an error: settle it, and start again at the lowest row left.
+
+        First everything in flight has to be reported. After a fatal error a new client goes on (P6); what the old one had
+        in flight may still succeed, so its reports are waited for, for a bounded time.
+        """
         if self._in_flight:
-            return
+            if self._fatal is None or time.monotonic() < self._fatal_until:
+                return
+            self._purge()
         self._acknowledge(at_once=True)
         failures, self._failed = sorted(self._failed, key=lambda failure: failure.row.seq), []
         for failure in failures:
             verdict = judge(failure.error)
             if verdict is Verdict.RECORD_BOUND and failure.alone:
                 self._reject(failure)
-                continue
-            self._one_by_one_to = max(self._one_by_one_to, failure.row.seq)
-            if verdict is not Verdict.RECORD_BOUND:
+            elif verdict is Verdict.RECORD_BOUND:
+                self._one_by_one_to = max(self._one_by_one_to, failure.row.seq)
+            elif verdict is Verdict.TOPIC_BOUND:
                 self._block(failure)
-        self._start_again()
-
-    def _start_again(self) -> None:
+            else:
+                self._pause()
+        if self._fatal is not None:
+            self._rebuild(sent_again=len(failures) + len(self._in_flight))
         self._rows.clear()
         self._cursor = (
             1  # what was delivered is deleted, so the lowest row is the oldest record that Kafka may not have
@@ -444,29 +452,17 @@ class SpooledDelivery:
             self._fatal = error
             self._fatal_until = time.monotonic() + _FATAL_WAIT_SECONDS
 
-    def _rebuild(self) -> None:
-        """After a fatal error: what is in flight may still succeed, so wait it out; then a new client, from the lowest
-        row left (P6)."""
+    def _rebuild(self, sent_again: int) -> None:
         assert self._fatal is not None
-        if self._in_flight:
-            if time.monotonic() < self._fatal_until:
-                return
-            self._purge()
-        resent = len(self._failed) + len(self._in_flight)
         self._in_flight.clear()
         self._in_flight_bytes = 0
-        self._failed.clear()
-        self._acknowledge(at_once=True)
         self.client, self._watch = self._make_client()
-        emit(
-            Event.CLIENT_REBUILT,
-            error=self._fatal.name(),
-            detail=self._fatal.str(),
-            records_sent_again=resent,
-        )
+        if self._fatal.code() != KafkaError._GAPLESS_GUARANTEE:  # that one is how we keep order, and no fault
+            emit(
+                Event.CLIENT_REBUILT, error=self._fatal.name(), detail=self._fatal.str(), records_sent_again=sent_again
+            )
+            self._pause()
         self._fatal = None
-        self._start_again()
-        self._pause()
 
     def _purge(self) -> None:
         self.client.purge()

@@ -67,7 +67,8 @@ def _make(distribution: Distribution, archive: Path) -> None:
 
 
 def _dump_java(launch: Launch, watched: Watched, target: Path) -> None:
-    command = [str(launch.distribution.java), "-Xshare:dump", "-XX:+UseSerialGC", f"-XX:SharedArchiveFile={target}"]
+    options = ["-Xshare:dump", "-XX:+UseSerialGC", "-XX:-UsePerfData", f"-XX:SharedArchiveFile={target}"]
+    command = [str(launch.distribution.java), *options]
     process = watched.spawn(command, log=target.with_suffix(".log"), cwd=target.parent)
     watched.reap(process, _TIMEOUT)
 

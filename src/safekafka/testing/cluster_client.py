@@ -1,8 +1,12 @@
 """What a client sees of a cluster, and the topics it makes there: the part that works with any cluster.
 
 Every call here is bounded, and repeats what fails for a moment (a broker just died, a controller is being elected)
-until its time is up. Safe to call from any thread; the lock only guards the cached client and is not held during
+until its time is up. Safe to call from any thread; the lock only guards the cached clients and is not held during
 requests.
+
+Brokers learn of a change one after another, and a client with several of them asks now this one, now that one: what it
+just saw may be gone again. So each broker has a client of its own here. What is read comes from the first that answers;
+what is waited for after `create_topic` and `delete_topic` has to be so on all of them.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _REQUEST_TIMEOUT = 3.0  # seconds for one attempt: a paused broker accepts a request and never answers
+_VIEW_TIMEOUT = 1.0
 _POLL = 0.05
 
 # librdkafka would write to standard error of what a test does on purpose.
@@ -57,7 +62,8 @@ def admin_client(bootstrap_servers: str) -> AdminClient:
         {
             "bootstrap.servers": bootstrap_servers,
             "socket.timeout.ms": int(_REQUEST_TIMEOUT * 1000),
-            "reconnect.backoff.max.ms": 500,
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 200,
             "log_level": 0,
         },
         logger=_quiet,
@@ -69,7 +75,8 @@ class ClusterClient:
 
     def __init__(self) -> None:
         self._client_lock = threading.Lock()
-        self._client: tuple[str, int, AdminClient] | None = None
+        self._clients: dict[str, AdminClient] = {}
+        self._clients_of = os.getpid()
 
     @property
     def bootstrap_servers(self) -> str:
@@ -109,7 +116,7 @@ class ClusterClient:
         self._attempt(f"create topic {name}", create, deadline)
         self._until(
             f"all {partitions} partitions of {name} with a leader and {replication_factor} in-sync replicas",
-            lambda: self._in_sync(name, partitions, replication_factor, deadline),
+            lambda: all(_in_sync(view, name, partitions, replication_factor) for view in self._views(deadline)),
             deadline,
         )
 
@@ -125,7 +132,11 @@ class ClusterClient:
                     raise
 
         self._attempt(f"delete topic {name}", delete, deadline)
-        self._until(f"topic {name} gone", lambda: name not in self._metadata(deadline).topics, deadline)
+        self._until(
+            f"topic {name} to be gone",
+            lambda: all(name not in view.topics for view in self._views(deadline)),
+            deadline,
+        )
 
     def leader_of(self, topic: str, partition: int = 0, timeout: float = 15.0) -> int:
         """The broker that leads the partition; waits while there is none."""
@@ -171,24 +182,57 @@ class ClusterClient:
     def heal(self, timeout: float = 60.0) -> None:
         """Undo what an earlier test may have done to the brokers. Nothing, for brokers that are not ours."""
 
-    def _reachable(self) -> str:
-        """The brokers to ask, as bootstrap servers."""
-        return self.bootstrap_servers
+    def _addresses(self) -> list[str]:
+        """The brokers to ask, each as `host:port`."""
+        raise NotImplementedError
+
+    def _client(self, servers: str) -> AdminClient:
+        with self._client_lock:
+            if self._clients_of != os.getpid():  # librdkafka's threads do not follow a fork
+                self._clients, self._clients_of = {}, os.getpid()
+            if servers not in self._clients:
+                self._clients[servers] = admin_client(servers)
+            return self._clients[servers]
+
+    def _forget_clients(self) -> None:
+        """To be called when a broker ends or starts: its client may have turned to another one meanwhile."""
+        with self._client_lock:
+            self._clients = {}
 
     def _admin(self) -> AdminClient:
-        """A client of this process for the brokers that can answer now.
+        """A client for requests that change something."""
+        return self._client(",".join(self._addresses()))
 
-        A new one whenever these change: an old one may have chosen a broker that is paused.
-        """
-        servers = self._reachable()
-        with self._client_lock:
-            if self._client is None or self._client[:2] != (servers, os.getpid()):
-                self._client = (servers, os.getpid(), admin_client(servers))
-            return self._client[2]
+    def _view(self, address: str) -> ClusterMetadata:
+        # Of all topics, since asking for one would create it on a cluster that allows that.
+        return self._client(address).list_topics(timeout=_VIEW_TIMEOUT)
+
+    def _views(self, deadline: float) -> list[ClusterMetadata]:
+        """What each broker knows that answers."""
+
+        def ask_all() -> list[ClusterMetadata]:
+            answers = []
+            for address in self._addresses():
+                try:
+                    answers.append(self._view(address))
+                except KafkaException as error:
+                    silent = error
+            if not answers:
+                raise silent
+            return answers
+
+        return self._attempt("read metadata", ask_all, deadline)
 
     def _metadata(self, deadline: float) -> ClusterMetadata:
-        # Asking for all topics, since asking for one would create it on a cluster that allows that.
-        return self._attempt("read metadata", lambda: self._admin().list_topics(timeout=_REQUEST_TIMEOUT), deadline)
+        def ask_one() -> ClusterMetadata:
+            for address in self._addresses():
+                try:
+                    return self._view(address)
+                except KafkaException as error:
+                    silent = error
+            raise silent
+
+        return self._attempt("read metadata", ask_one, deadline)
 
     def _partition(self, topic: str, partition: int, deadline: float) -> PartitionMetadata:
         def find() -> PartitionMetadata:
@@ -198,14 +242,6 @@ class ClusterClient:
             return found.partitions[partition]
 
         return self._attempt(f"find {topic}[{partition}]", find, deadline)
-
-    def _in_sync(self, topic: str, partitions: int, replicas: int, deadline: float) -> bool:
-        found = self._metadata(deadline).topics.get(topic)
-        return (
-            found is not None
-            and len(found.partitions) == partitions
-            and all(p.leader >= 0 and len(p.isrs) == replicas for p in found.partitions.values())
-        )
 
     def _check(self) -> None:
         """Called while waiting; raises when waiting is in vain."""
@@ -238,6 +274,18 @@ class ExistingCluster(ClusterClient):
     @property
     def bootstrap_servers(self) -> str:
         return self._servers
+
+    def _addresses(self) -> list[str]:
+        return self._servers.split(",")
+
+
+def _in_sync(view: ClusterMetadata, topic: str, partitions: int, replicas: int) -> bool:
+    found = view.topics.get(topic)
+    return (
+        found is not None
+        and len(found.partitions) == partitions
+        and all(p.leader >= 0 and len(p.isrs) == replicas for p in found.partitions.values())
+    )
 
 
 def _code(error: KafkaException) -> int:

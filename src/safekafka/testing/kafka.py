@@ -23,7 +23,7 @@ from confluent_kafka import KafkaException
 
 from safekafka.testing import broker_settings, class_archive
 from safekafka.testing.broker_settings import CONTROLLER_ID, Node
-from safekafka.testing.cluster_client import ClusterClient, admin_client
+from safekafka.testing.cluster_client import ClusterClient
 from safekafka.testing.distribution import find_distribution
 from safekafka.testing.errors import KafkaClusterError
 from safekafka.testing.node import Launch, NodeProcess, format_storage
@@ -125,6 +125,7 @@ class KafkaCluster(ClusterClient):
                     node.signal_end(signal.SIGKILL)
             for node in nodes.values():
                 node.await_end()
+        self._forget_clients()
         shutil.rmtree(self._folder, ignore_errors=True)
         watched.close()
 
@@ -132,6 +133,7 @@ class KafkaCluster(ClusterClient):
         """Start a killed or stopped broker again, on its port and its data. `wait_ready()` tells when it has joined."""
         with self._lock:
             self._node(broker).start()
+        self._forget_clients()
 
     def kill(self, broker: int) -> None:
         """SIGKILL: the broker has no chance to tell anybody. Returns when the process is gone."""
@@ -145,11 +147,13 @@ class KafkaCluster(ClusterClient):
         """SIGSTOP: the broker's connections stay open, and nothing answers."""
         with self._lock:
             self._node(broker).pause()
+        self._forget_clients()
 
     def resume(self, broker: int) -> None:
         """SIGCONT, after `pause()`."""
         with self._lock:
             self._node(broker).resume()
+        self._forget_clients()
 
     def running(self) -> list[int]:
         """The brokers whose processes run: neither killed, stopped, paused, nor dead on their own."""
@@ -196,6 +200,7 @@ class KafkaCluster(ClusterClient):
         with self._lock:
             revived = [node for node in self._nodes.values() if node.revive()]
         if revived:
+            self._forget_clients()
             self.wait_ready(deadline - time.monotonic())
         self._until("all replicas of all topics to be in sync", lambda: self._all_in_sync(deadline), deadline)
 
@@ -241,6 +246,7 @@ class KafkaCluster(ClusterClient):
             node = self._node(broker)
             node.signal_end(signum)
         node.await_end(timeout)
+        self._forget_clients()
 
     def _node(self, broker: int) -> NodeProcess:
         if not self._nodes:
@@ -252,11 +258,11 @@ class KafkaCluster(ClusterClient):
     def _address(self, broker: int) -> str:
         return f"127.0.0.1:{self._node(broker).node.client_port}"
 
-    def _reachable(self) -> str:
+    def _addresses(self) -> list[str]:
         running = self.running()
         if not running:
             raise KafkaClusterError("no broker is running")
-        return ",".join(map(self._address, running))
+        return [self._address(broker) for broker in running]
 
     def _check(self) -> None:
         with self._lock:
@@ -265,9 +271,9 @@ class KafkaCluster(ClusterClient):
                     raise node.failure("ended on its own")
 
     def _brokers_seen_by(self, broker: int) -> list[int]:
-        """The unfenced brokers as this one knows them. A new client asks its only bootstrap server."""
+        """The unfenced brokers as this one knows them."""
         try:
-            return sorted(admin_client(self._address(broker)).list_topics(timeout=1.0).brokers)
+            return sorted(self._view(self._address(broker)).brokers)
         except KafkaException:
             return []
 

@@ -10,9 +10,12 @@ import shutil
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
-from safekafka.testing import KafkaCluster, MockCluster
+from safekafka.testing import MockCluster
+
+if TYPE_CHECKING:
+    from safekafka.testing import KafkaCluster
 
 BrokerState: TypeAlias = Literal["up", "down", "starting"]
 _READY_SECONDS = 90.0
@@ -44,7 +47,9 @@ class Brokers(Protocol):
 
 class RealBrokers:
     def __init__(self) -> None:
-        self._cluster = KafkaCluster()
+        from safekafka.testing import KafkaCluster  # needs the extra `testing`, which the mock does without
+
+        self._cluster: KafkaCluster = KafkaCluster()
         self._all: tuple[int, ...] = ()
         self._joining = 0  # the broker that was started again
         self._starting: threading.Thread | None = None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import enum
 import random
 from collections import deque
-
-_PRODUCER_DOWN_SECONDS = 1.0
+from typing import NamedTuple
 
 
 class Fault(enum.Enum):
@@ -16,22 +15,24 @@ class Fault(enum.Enum):
     START_BROKER = enum.auto()
 
 
-class Schedule:
-    """One broker dies; soon after, before the others have taken over all of its partitions, so does the producer.
+class _Step(NamedTuple):
+    fault: Fault
+    share: float = 0.0  # not before this share of all orders is accepted
+    seconds: float = 0.0  # nor so soon after the step before
 
-    The moments are shares of the accepted orders, so they don't depend on how fast the machine is; only the time that
-    the producer stays dead is in seconds.
-    """
+
+class Schedule:
+    """One broker dies. Before the others have taken over its partitions, which takes them three seconds or more, the
+    producer dies too, and leaves a spool with orders in it."""
 
     def __init__(self, seed: int) -> None:
         draw = random.Random(f"{seed}/faults")
-        kill_broker = draw.uniform(0.15, 0.25)
-        self._steps: deque[tuple[Fault, float | None]] = deque(
+        self._steps = deque(
             [
-                (Fault.KILL_BROKER, kill_broker),
-                (Fault.KILL_PRODUCER, kill_broker + draw.uniform(0.05, 0.12)),
-                (Fault.START_PRODUCER, None),
-                (Fault.START_BROKER, draw.uniform(0.55, 0.65)),
+                _Step(Fault.KILL_BROKER, share=draw.uniform(0.15, 0.25)),
+                _Step(Fault.KILL_PRODUCER, seconds=draw.uniform(1.5, 2.5)),
+                _Step(Fault.START_PRODUCER, seconds=1.0),
+                _Step(Fault.START_BROKER, share=draw.uniform(0.55, 0.65)),
             ]
         )
         self._last_at = 0.0
@@ -40,12 +41,12 @@ class Schedule:
         """The next fault if its moment has come; it is not given again. `now` is monotonic."""
         if not self._steps:
             return None
-        fault, share = self._steps[0]
-        if now < self._last_at + _PRODUCER_DOWN_SECONDS if share is None else share_accepted < share:
+        step = self._steps[0]
+        if share_accepted < step.share or now < self._last_at + step.seconds:
             return None
         self._steps.popleft()
         self._last_at = now
-        return fault
+        return step.fault
 
     @property
     def over(self) -> bool:

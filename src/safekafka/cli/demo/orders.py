@@ -40,7 +40,7 @@ def poison_number(seed: int, orders: int) -> int:
 
 def order_id(message: Message) -> str:
     """The order's id, from the header that the producer set. A dead letter keeps it."""
-    for name, value in message.headers() or ():
-        if name == ID_HEADER and value is not None:
-            return value if isinstance(value, str) else value.decode()
+    for pair in message.headers() or ():
+        if pair[0] == ID_HEADER and isinstance(pair[1], bytes):
+            return pair[1].decode()
     return f"no order id at {message.topic()}[{message.partition()}]@{message.offset()}"

@@ -44,7 +44,7 @@ def main() -> None:
                 book.write(SPOOLED, len(producer))
         while producer.flush(_REPORT_SECONDS):
             book.write(SPOOLED, len(producer))
-        book.write(SPOOLED, len(producer))
+    book.write(SPOOLED, len(producer))
 
 
 class _Pace:

@@ -15,24 +15,21 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
 from rich.console import Console
 
 from safekafka.cli.demo.book import ACCEPTED, DEAD_LETTERED, HANDLED, SPOOLED, Line, Reader
+from safekafka.cli.demo.clusters import Brokers, MockBrokers, RealBrokers
 from safekafka.cli.demo.faults import Fault, Schedule
 from safekafka.cli.demo.ledger import Ledger, count
 from safekafka.cli.demo.orders import DEAD_LETTER_TOPIC, PARTITIONS, TOPIC, poison_number
+from safekafka.cli.demo.screen import Screen, State, say, screen_for, show_ledger
 from safekafka.cli.interrupt import Stopped, held_back
 from safekafka.errors import SafeKafkaError
 from safekafka.testing.errors import KafkaClusterError
 from safekafka.testing.ledger import read_log
 from safekafka.testing.watched import Watched
-
-if TYPE_CHECKING:
-    from safekafka.cli.demo.clusters import Brokers
-    from safekafka.cli.demo.screen import Screen
 
 _SENDING_SECONDS = 20.0  # on real brokers; enough for them to notice the dead one while orders go on
 _MOCK_SENDING_SECONDS = 4.0
@@ -59,21 +56,18 @@ def run_demo(orders: int, *, mock: bool, seed: int) -> int:
         console.print("Stopped. Nothing was left behind.")
         raise
     except (DemoFailed, KafkaClusterError, SafeKafkaError, KafkaException, TimeoutError, OSError) as error:
-        _say(console, f"The demo failed: {error}")
+        say(console, f"The demo failed: {error}")
         return 1
     except ModuleNotFoundError as error:
-        _say(console, f"The demo needs the package {error.name!r}: pip install 'safekafka[cli,testing]'")
+        say(console, f"The demo needs the package {error.name!r}: pip install 'safekafka[cli,testing]'")
         return 1
 
 
 def _run(console: Console, orders: int, mock: bool, seed: int) -> int:
-    from safekafka.cli.demo.clusters import MockBrokers, RealBrokers
-    from safekafka.cli.demo.screen import screen_for, show_ledger
-
     began = time.monotonic()
     kind = "mock" if mock else "Kafka"
-    _say(console, f"{orders:,} orders through three {kind} brokers, while one of them and the producer get SIGKILL.")
-    _say(console, f"The same again: safekafka demo --orders {orders} --seed {seed}{' --mock' if mock else ''}")
+    say(console, f"{orders:,} orders through three {kind} brokers, while one of them and the producer get SIGKILL.")
+    say(console, f"The same again: safekafka demo --orders {orders} --seed {seed}{' --mock' if mock else ''}")
     with Workshop() as workshop:
         if not mock:
             console.print("Starting the brokers (the first time, Kafka is downloaded before) ...")
@@ -91,7 +85,7 @@ def _run(console: Console, orders: int, mock: bool, seed: int) -> int:
             show_ledger(console, ledger)
             if not ledger.ok:
                 _keep(console, workshop, brokers)
-    _say(console, f"Lost: {ledger.lost}. Took {time.monotonic() - began:.0f} s.")
+    say(console, f"Lost: {ledger.lost}. Took {time.monotonic() - began:.0f} s.")
     return 0 if ledger.ok else 1
 
 
@@ -135,8 +129,6 @@ class Demo:
     """From the topics' creation to the count."""
 
     def __init__(self, workshop: Workshop, brokers: Brokers, orders: int, seed: int, seconds: float) -> None:
-        from safekafka.cli.demo.screen import State
-
         self._workshop = workshop
         self._brokers = brokers
         self._orders = orders
@@ -265,8 +257,4 @@ def _keep(console: Console, workshop: Workshop, brokers: Brokers) -> None:
         for path in workshop.folder.glob(pattern):
             shutil.copy(path, kept)
     brokers.keep_logs(kept)
-    _say(console, f"The logs and books are kept in {kept}")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(console, f"The logs and books are kept in {kept}")
