@@ -1,27 +1,37 @@
-"""safekafka: Kafka for services that must not lose a message."""
+"""safekafka: Kafka for services that must not lose a message.
 
-from safekafka.consumer import Reject, Retry, SafeConsumer
-from safekafka.errors import (
-    BufferFullError,
-    ClosedError,
-    DeadLetterFailed,
-    DeliveryFailed,
-    DeliveryUnknown,
-    HandlerFailed,
-    InvalidRecordError,
-    ProducerFatalError,
-    SafeKafkaError,
-    SettingProblem,
-    SpoolCorruptError,
-    SpoolFullError,
-    SpoolLockedError,
-    SpoolUnusableError,
-    UndeliveredError,
-    UnsafeConfigError,
-)
-from safekafka.producer import Delivery, Receipt, SafeProducer
-from safekafka.record import Record
-from safekafka.spool import Spool
+The names are looked up at first use: pytest and the command line import this package before they know whether they
+need a Kafka client, whose import takes a third of a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safekafka.consumer import Reject, Retry, SafeConsumer
+    from safekafka.errors import (
+        BufferFullError,
+        ClosedError,
+        DeadLetterFailed,
+        DeliveryFailed,
+        DeliveryUnknown,
+        HandlerFailed,
+        InvalidRecordError,
+        ProducerFatalError,
+        SafeKafkaError,
+        SettingProblem,
+        SpoolCorruptError,
+        SpoolFullError,
+        SpoolLockedError,
+        SpoolUnusableError,
+        UndeliveredError,
+        UnsafeConfigError,
+    )
+    from safekafka.producer import Delivery, Receipt, SafeProducer
+    from safekafka.record import Record
+    from safekafka.spool import Spool
 
 __all__ = [
     "BufferFullError",
@@ -49,3 +59,49 @@ __all__ = [
     "UndeliveredError",
     "UnsafeConfigError",
 ]
+
+_MODULES = {
+    "safekafka.consumer": (
+        "Reject",
+        "Retry",
+        "SafeConsumer",
+    ),
+    "safekafka.errors": (
+        "BufferFullError",
+        "ClosedError",
+        "DeadLetterFailed",
+        "DeliveryFailed",
+        "DeliveryUnknown",
+        "HandlerFailed",
+        "InvalidRecordError",
+        "ProducerFatalError",
+        "SafeKafkaError",
+        "SettingProblem",
+        "SpoolCorruptError",
+        "SpoolFullError",
+        "SpoolLockedError",
+        "SpoolUnusableError",
+        "UndeliveredError",
+        "UnsafeConfigError",
+    ),
+    "safekafka.producer": (
+        "Delivery",
+        "Receipt",
+        "SafeProducer",
+    ),
+    "safekafka.record": ("Record",),
+    "safekafka.spool": ("Spool",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'safekafka' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

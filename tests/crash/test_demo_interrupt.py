@@ -134,6 +134,7 @@ def test_sigkill_leaves_nothing_behind(tmp_path: Path, demos: list[Demo]) -> Non
     demo.assert_nothing_left(within=15)
 
 
+@pytest.mark.kills_brokers
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("signum", "status", "within"), [(signal.SIGINT, 130, 0.0), (signal.SIGKILL, -signal.SIGKILL, 20.0)]

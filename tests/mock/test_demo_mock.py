@@ -97,6 +97,78 @@ def test_without_the_extra_the_command_names_it(missing: str) -> None:
     assert "Traceback" not in run.stderr
 
 
+def _demo_with(patch: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    program = f"import safekafka.cli.demo.run as run\n{patch}\nfrom safekafka.cli import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "demo", "--mock", "--orders", "200", "--seed", "1"],
+        env=_environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def _kept(folder: Path) -> set[str]:
+    """What is left in the temporary folder: one folder with what explains the failure."""
+    (kept,) = folder.iterdir()
+    return {path.name for path in kept.iterdir()}
+
+
+def test_a_lost_order_is_exit_status_1_and_the_logs_are_kept(tmp_path: Path) -> None:
+    # The plain client's view of the topic without its first message.
+    patch = "read = run.read_log\nrun.read_log = lambda s, topic, timeout: read(s, topic, timeout)[topic == 'orders' :]"
+    demo = _demo_with(patch, tmp_path)
+    assert demo.returncode == 1, demo.stdout + demo.stderr
+    assert _table(demo.stdout)["lost"] == 1
+    assert "Lost: 1." in demo.stdout
+    assert "are kept in" in demo.stdout
+    assert {"place_orders.log", "place_orders.book", "handle_orders.log", "handle_orders.book"} <= _kept(tmp_path)
+
+
+def test_a_program_that_dies_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+    patch = (
+        "start = run.Workshop.start\n"
+        "run.Workshop.start = lambda self, name, **o: start(self, name, **o, **({'no': 1} if name[0] == 'h' else {}))"
+    )
+    demo = _demo_with(patch, tmp_path)
+    assert demo.returncode == 1
+    assert "handle_orders ended with status 2" in demo.stdout
+    assert "unrecognized arguments: --no" in demo.stdout
+    assert "Traceback" not in demo.stdout + demo.stderr
+    assert "handle_orders.log" in _kept(tmp_path)
+
+
+def test_brokers_that_cannot_be_had_are_told_with_the_remedy(tmp_path: Path) -> None:
+    demo = subprocess.run(
+        [*SAFEKAFKA, "demo"],
+        env={**_environment(tmp_path), "SAFEKAFKA_KAFKA_HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert demo.returncode == 1
+    assert "The demo failed: SAFEKAFKA_KAFKA_HOME=/nonexistent is not an unpacked Kafka" in demo.stdout
+    assert demo.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_ends_the_demo_quietly(tmp_path: Path) -> None:
+    command = " ".join([sys.executable, "-c", "'from safekafka.cli import main; main()'", "demo --mock --orders 300"])
+    shell = subprocess.run(
+        ["/bin/sh", "-c", f"{command} | head -n 1"],
+        env=_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert shell.stdout.startswith("300 orders through three mock brokers")
+    assert shell.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 class _Message:
     """What the ledger reads of a message."""
 

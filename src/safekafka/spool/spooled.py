@@ -391,7 +391,7 @@ class SpooledDelivery:
     def _recover(self) -> None:
         """Something came back with an error: settle it, and start again at the lowest row left.
 
-        First everything in flight has to be reported. After a fatal error a new client goes on (P6); what the old one had
+        First everything in flight has to be reported. After a fatal error a new client goes on (P6); what the old had
         in flight may still succeed, so its reports are waited for, for a bounded time.
         """
         if self._in_flight:

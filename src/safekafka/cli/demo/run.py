@@ -115,7 +115,10 @@ class Workshop:
         return self.wait(program)
 
     def wait(self, program: subprocess.Popen[bytes]) -> int:
-        self._watched.reap(program, _END_SECONDS)
+        try:
+            self._watched.reap(program, _END_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise DemoFailed(f"a program did not end within {_END_SECONDS:.0f} s: {program.args!r}") from None
         return program.returncode
 
     def log(self, program: str) -> Path:
