@@ -9,6 +9,7 @@ processes, and is not held while waiting for the cluster.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -205,15 +206,17 @@ class KafkaCluster(ClusterClient):
         self._until("all replicas of all topics to be in sync", lambda: self._all_in_sync(deadline), deadline)
 
     def _make_folders(self) -> None:
+        name = f"safekafka-{secrets.token_hex(6)}"
         if self._work_dir is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="safekafka-"))
+            self._folder = Path(tempfile.gettempdir()) / name
             self._logs = self._folder / "logs"
         else:
             self._logs = self._work_dir.absolute() / "logs"
             self._work_dir.mkdir(parents=True, exist_ok=True)
             # A new folder, since it is removed at the end: what was in the caller's folder stays.
-            self._folder = Path(tempfile.mkdtemp(prefix="data-", dir=self._work_dir.absolute()))
-        self._watched = Watched([self._folder])
+            self._folder = self._work_dir.absolute() / name
+        self._watched = Watched([self._folder])  # first: a signal that comes in between must not leave a folder behind
+        self._folder.mkdir(mode=0o700)
         self._logs.mkdir(exist_ok=True)
 
     def _make_nodes(self, launch: Launch) -> None:
