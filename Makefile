@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SCALE ?= 1
+# Temporary files of the tests stay in the clone.
+PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint soak clean
@@ -30,11 +32,11 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 test: lint
-	SAFEKAFKA_SCALE=$(SCALE) $(BIN)/python -m pytest $(TEST_ARGS)
+	SAFEKAFKA_SCALE=$(SCALE) $(PYTEST) $(TEST_ARGS)
 
 soak: $(VENV)/.ready
-	@test -n "$(SUITE)" || { echo "name the suite: make soak SUITE=crash SCALE=10 (one of: $$(ls tests | grep -v -e py -e __ | tr '\n' ' '))"; exit 1; }
-	SAFEKAFKA_SCALE=$(SCALE) $(BIN)/python -m pytest tests/$(SUITE) $(TEST_ARGS)
+	@test -n "$(SUITE)" || { echo "name the suite: make soak SUITE=crash SCALE=10 (one of: $$(ls -d tests/*/ | xargs -n1 basename | grep -v -e programs -e __ | tr '\n' ' '))"; exit 1; }
+	SAFEKAFKA_SCALE=$(SCALE) $(PYTEST) tests/$(SUITE) $(TEST_ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_tmp .pytest_cache .mypy_cache .ruff_cache .hypothesis
