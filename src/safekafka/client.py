@@ -8,6 +8,7 @@ thread). No callback may raise into the client: one raising callback inside `con
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -57,10 +58,21 @@ def _keep_parents_clients() -> None:
 os.register_at_fork(after_in_child=_keep_parents_clients)
 
 
+class _Sink:
+    """The logger given to the client. One that raises would end the thread that polls."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def log(self, *args: Any, **fields: Any) -> None:
+        with contextlib.suppress(Exception):
+            self._logger.log(*args, **fields)
+
+
 class ClusterWatch:
     """Turns the client's error callback into one event when the cluster goes away and one when it is back.
 
-    Owned by the polling thread of one client; `unreachable_for()` may be read from any thread.
+    Owned by the polling thread of one client; `diagnosis()` may be asked for on any thread.
     """
 
     def __init__(self, bootstrap_servers: str, then: Callable[[KafkaError], None] | None) -> None:
@@ -125,8 +137,8 @@ def isolated(callback: Callable[..., Any], name: str) -> Callable[..., None]:
     def call(*args: Any) -> None:
         try:
             callback(*args)
-        except Exception as error:  # noqa: BLE001 - the client would swallow it, or lose messages by it
-            emit(Event.CALLBACK_FAILED, callback=name, error=repr(error))
+        except BaseException as error:  # noqa: BLE001 - the client would swallow it, or lose messages by it
+            emit(Event.CALLBACK_FAILED, callback=name, error=type(error).__qualname__)
 
     return call
 
@@ -141,7 +153,7 @@ def build_client(
     for name in _ISOLATED_CALLBACKS:
         if callable(complete.get(name)):
             complete[name] = isolated(complete[name], name)
-    complete.setdefault("logger", _bridge)
+    complete["logger"] = _Sink(complete.get("logger", _bridge))
     if problems:
         raise UnsafeConfigError([*problems, *_refused_by_client(kind, settings)])
     try:

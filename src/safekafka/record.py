@@ -23,7 +23,8 @@ Fields: TypeAlias = "tuple[str, bytes | None, bytes | None, HeaderList | None, i
 _MAX_TOPIC = 249  # org.apache.kafka.common.internals.Topic.MAX_NAME_LENGTH
 _TOPIC_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _MAX_PARTITION = 2**31 - 1
-_known_topics: set[str] = set()  # names that passed the check; bounded, see _topic_problem
+_MAX_TIMESTAMP = 2**63 - 1
+_known_topics: set[str] = set()  # names that passed the check; bounded, see topic_problem
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def checked(
     """The record's fields in the form that the client and the spool take; `InvalidRecordError` names every problem at
     once."""
     problems: list[str] = []
-    if topic not in _known_topics:
-        problem = _topic_problem(topic)
+    if type(topic) is not str or topic not in _known_topics:
+        problem = topic_problem(topic)
         if problem:
             problems.append(problem)
     if value is not None and type(value) is not bytes:
@@ -79,7 +80,7 @@ def checked(
         )
     if timestamp is None:
         timestamp = 0
-    elif not _is_int(timestamp) or timestamp <= 0:
+    elif not _is_int(timestamp) or not 0 < timestamp <= _MAX_TIMESTAMP:
         problems.append(f"timestamp {timestamp!r} is not a positive int: give milliseconds since the epoch")
     if problems:
         raise InvalidRecordError(topic, problems)
@@ -90,7 +91,15 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _topic_problem(topic: object) -> str | None:
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def topic_problem(topic: object) -> str | None:
     # The broker's own rule: org.apache.kafka.common.internals.Topic.validate
     if not isinstance(topic, str):
         return f"topic must be a str, not {type(topic).__name__}"
@@ -105,7 +114,11 @@ def _topic_problem(topic: object) -> str | None:
 
 def _as_bytes(what: str, value: object, problems: list[str]) -> bytes | None:
     if isinstance(value, str):
-        return value.encode()
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            problems.append(f"{what} holds a lone surrogate, which UTF-8 can't carry: give it as bytes")
+            return None
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     problems.append(
@@ -129,8 +142,9 @@ def _header_list(headers: Headers, problems: list[str]) -> HeaderList:
             problems.append(f"header {item!r} is not a pair (name, value)")
             continue
         name, value = item
-        if not isinstance(name, str):
-            problems.append(f"header name {name!r} must be a str")
+        if not isinstance(name, str) or "\0" in name or not _is_utf8(name):
+            # A C string in the client: it would be cut at the NUL, or crash the process.
+            problems.append(f"header name {name!r} must be a str without NUL characters and lone surrogates")
             continue
         pairs.append((name, _as_bytes(f"header {name!r}", value, problems) if value is not None else None))
     return pairs

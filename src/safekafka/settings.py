@@ -7,6 +7,7 @@ Sources: librdkafka CONFIGURATION.md; KIP-679 (strongest delivery guarantee by d
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _ALIASES = {
     "dr_cb": "on_delivery",
     "dr_msg_cb": "on_delivery",
 }
+_MAX_INT = 2**31 - 1
 _SECRET = re.compile(r"^sasl\.|pass|secret|jaas|token|oauth|(^|\.)key(\.|$)|\.pem$", re.IGNORECASE)
 
 
@@ -88,7 +90,7 @@ _PRODUCER_RULES = {
         "leave it out (5), or set 1 for the stricter choice.",
     ),
     "retries": _Rule(
-        _between(1, 2**31 - 1),
+        _between(1, _MAX_INT),
         "without retries every passing fault of a broker loses records.",
         "leave it out; retries are bounded by delivery_timeout.",
     ),
@@ -124,9 +126,9 @@ _CONSUMER_RULES = {
         "leave it out; offsets are tracked per handled message.",
     ),
     "auto.offset.reset": _Rule(
-        lambda value: str(value).strip().lower() in ("earliest", "smallest", "beginning"),
+        lambda value: str(value).strip().lower() in ("earliest", "smallest", "beginning", "error"),
         "a group that starts, or falls off the log, at its end skips every message before it unseen.",
-        "leave it out (earliest).",
+        "leave it out (earliest), or set error to stop instead.",
     ),
     "check.crcs": _Rule(
         _is_true,
@@ -152,6 +154,11 @@ _CONSUMER_DEFAULTS = {"auto.offset.reset": "earliest", "allow.auto.create.topics
 DEFAULT_MAX_POLL_INTERVAL_MS = 300_000  # librdkafka's max.poll.interval.ms
 
 
+def message_max_bytes(settings: Mapping[str, Any]) -> int:
+    """The largest record that the client takes, in bytes."""
+    return _as_int(settings.get("message.max.bytes")) or 1_000_000  # librdkafka's default
+
+
 def producer_settings(config: Mapping[str, Any], spooled: bool = False) -> tuple[Config, list[SettingProblem]]:
     """The settings for the raw producer, and every problem found in `config` (those settings are left out of the
     result)."""
@@ -163,6 +170,23 @@ def producer_settings(config: Mapping[str, Any], spooled: bool = False) -> tuple
                 config.get("allow.auto.create.topics"),
                 "a mistyped topic would be created with the broker's defaults, maybe a single replica.",
                 "leave it out and create topics on purpose, with replication factor 3.",
+            )
+        )
+    buffer_kbytes = _as_int(settings.get("queue.buffering.max.kbytes", 1_048_576))
+    if buffer_kbytes is not None and buffer_kbytes * 1024 < message_max_bytes(settings):
+        problems.append(
+            SettingProblem(
+                "queue.buffering.max.kbytes",
+                buffer_kbytes,
+                f"a record of message.max.bytes={message_max_bytes(settings)} would never find room.",
+                "make the buffer larger than the largest record.",
+            )
+        )
+    retries = _as_int(settings.get("retries", _MAX_INT))
+    if spooled and retries is not None and 0 < retries < _MAX_INT:
+        problems.append(
+            SettingProblem(
+                "retries", retries, "a spooled record is tried until Kafka has it.", "leave it out with a spool."
             )
         )
     enforced = {**_PRODUCER_SET, **_SPOOLED_SET} if spooled else _PRODUCER_SET
@@ -184,6 +208,13 @@ def consumer_settings(config: Mapping[str, Any], drain_timeout: float) -> tuple[
             )
         )
     return {**_CONSUMER_DEFAULTS, **settings, **_CONSUMER_SET}, problems
+
+
+def positive(**numbers: Any) -> None:
+    """Raise `ValueError` naming the argument that is not a finite number above 0."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r}: give a number greater than 0")
 
 
 def shown(setting: str, value: Any) -> Any:

@@ -72,3 +72,9 @@ def judge(error: KafkaError) -> Verdict:
     if code in _TOPIC_BOUND:
         return Verdict.TOPIC_BOUND
     return Verdict.UNKNOWN
+
+
+def refusal_of(error: KafkaError) -> str:
+    """A record-bound error with its remedy."""
+    limit = "message.max.bytes and the topic's max.message.bytes" if "large" in error.str() else "the limit it names"
+    return f"{error.str()} ({error.name()}): make the record smaller or raise {limit}"

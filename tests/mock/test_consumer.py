@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -245,10 +246,9 @@ def test_B_C30_what_ends_the_program_is_raised_by_run_and_its_message_is_not_com
         if message.offset() == 1:
             raise raised
 
-    retry = Retry(attempts=1)
-    expected = HandlerFailed if raised is MemoryError else raised
-    with pytest.raises(expected):
-        run(consumer_of(cluster, retry=retry), Handled(99, end))
+    with pytest.raises(raised):
+        run(consumer_of(cluster, dead_letter=DEAD), Handled(99, end))
+    assert read_log(cluster.bootstrap_servers, DEAD, timeout=30) == []
     assert committed(cluster)[0] == 1
 
 
@@ -295,7 +295,7 @@ def test_C4_a_handler_longer_than_the_poll_interval_keeps_its_partitions(
 
 
 def test_C7_what_is_held_in_memory_is_bounded_whatever_the_handler_does(cluster: MockCluster) -> None:
-    fill(cluster, 600)
+    fill(cluster, 200)
     consumer = consumer_of(cluster, {"queued.min.messages": 1}, max_in_flight=20)
     most = 0
 
@@ -304,9 +304,86 @@ def test_C7_what_is_held_in_memory_is_bounded_whatever_the_handler_does(cluster:
         most = max(most, consumer._in_flight)
         time.sleep(0.002)
 
-    handled = run(consumer, Handled(600, slow))
-    assert len(set(handled.seen)) == 600
+    handled = run(consumer, Handled(200, slow))
+    assert len(set(handled.seen)) == 200
     assert most <= 21
+
+
+@pytest.mark.timeout(180)
+def test_B_C13_a_consumer_paused_for_back_pressure_goes_on_after_a_rebalance(cluster: MockCluster) -> None:
+    fill(cluster, 300)
+    config = {"partition.assignment.strategy": "range"}
+    consumer = consumer_of(cluster, config, max_in_flight=20, drain_timeout=1.0)
+    gate = threading.Event()
+    seen: set[tuple[int | None, int | None]] = set()
+
+    def handle(message: Message) -> None:
+        gate.wait(0.05)
+        seen.add((message.partition(), message.offset()))
+
+    thread = threading.Thread(target=consumer.run, args=(handle,))
+    thread.start()
+    wait_until(lambda: consumer._paused, 30, "the pause")
+    other = consumer_of(cluster, config)
+    joined = threading.Thread(target=other.run, args=(handle,))
+    joined.start()
+    wait_until(lambda: bool(other._partitions), 60, "the other member's partitions")
+    other.close()
+    joined.join(30)
+    gate.set()
+    wait_until(lambda: len(seen) == 300, 60, "all messages")
+    consumer.close()
+    thread.join(30)
+
+
+def test_B_C30_a_worker_that_dies_stops_the_consumer(cluster: MockCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(cluster, 3, partition=0)
+    consumer = consumer_of(cluster)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(consumer, "_ended", broken)
+    with pytest.raises(SafeKafkaError, match="worker thread"):
+        consumer.run(lambda _: None)
+    assert committed(cluster)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"commit_interval": float("nan")},
+        {"commit_interval": 0},
+        {"drain_timeout": -1},
+        {"shutdown_timeout": "5"},
+        {"max_in_flight": 0},
+        {"max_in_flight_bytes": None},
+        {"retry": 3},
+        {"dead_letter": ""},
+        {"dead_letter": "bad name!"},
+    ],
+)
+def test_an_impossible_option_is_refused_by_name_or_value(options: dict[str, Any]) -> None:
+    name, value = next(iter(options.items()))
+    with pytest.raises(ValueError, match=re.escape(name if name != "dead_letter" else repr(value))):
+        SafeConsumer({"bootstrap.servers": "127.0.0.1:1", "group.id": GROUP}, [TOPIC], **options)
+
+
+def test_C6_close_from_a_signal_handler_on_the_running_thread_does_not_wait_for_itself(cluster: MockCluster) -> None:
+    fill(cluster, 3, partition=0)
+    consumer = consumer_of(cluster)
+    closed: list[float] = []
+
+    def stats(_: str) -> None:  # on the thread of run(), as a signal handler would be
+        if not closed:
+            began = time.monotonic()
+            consumer.close()
+            closed.append(time.monotonic() - began)
+
+    consumer = consumer_of(cluster, {"statistics.interval.ms": 100, "stats_cb": stats})
+    consumer.run(lambda _: None)
+    assert closed[0] < 5
 
 
 def test_C6_a_handler_that_never_returns_does_not_keep_run_from_ending(

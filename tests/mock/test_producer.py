@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import multiprocessing
-import os
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,8 +32,10 @@ from safekafka import (
     SafeProducer,
     UndeliveredError,
 )
+from safekafka.producer.direct import DirectDelivery
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
+from tests.processes import wait_until
 
 TOPIC = "orders"
 
@@ -311,9 +316,9 @@ def test_P1_an_error_inside_the_delivery_thread_is_raised_by_every_later_call(
 
     monkeypatch.setattr(producer._way, "_expire", broken)
     assert receipt.exception(30) is not None
-    with pytest.raises(ProducerFatalError, match="injected"):
-        producer.send(TOPIC, b"1")
-    producer.close()
+    for call in (lambda: producer.send(TOPIC, b"1"), producer.flush, producer.close):
+        with pytest.raises(ProducerFatalError, match="injected"):
+            call()
 
 
 def test_B_P14_calls_that_would_wait_for_their_own_thread_are_refused(
@@ -387,20 +392,179 @@ def test_P8_a_forked_child_is_refused_and_the_parents_records_arrive_once(
     for n in range(100):
         producer.send(TOPIC, str(n), partition=0)
 
+    pending = producer.send(TOPIC, b"100", partition=0)
+
     def child(answer: Any) -> None:
-        try:
-            producer.send(TOPIC, b"999")
-        except ClosedError as error:
-            answer.put(str(error))
+        calls = (lambda: producer.send(TOPIC, b"999"), producer.flush, lambda: len(producer), lambda: pending.result(9))
+        for call in calls:
+            try:
+                call()
+            except ClosedError as error:
+                answer.put(str(error))
         producer.close()
 
     context = multiprocessing.get_context("fork")
     answer = context.Queue()
     process = context.Process(target=child, args=(answer,))
     process.start()
-    assert "after the fork" in answer.get(timeout=30)
+    for _ in range(4):
+        assert "after the fork" in answer.get(timeout=30)
     process.join(30)
     assert process.exitcode == 0
-    assert os.getpid() == producer._pid
     assert producer.flush(30) == 0
+    assert numbers_in_log(cluster) == list(range(101))
+
+
+def test_P7_a_multiprocessing_child_delivers_what_it_sent_although_it_never_closes(cluster: MockCluster) -> None:
+    # Such a child ends by os._exit and never runs atexit.
+    program = textwrap.dedent(f"""
+        import multiprocessing
+        from safekafka import SafeProducer
+        def child():
+            global producer
+            producer = SafeProducer({{"bootstrap.servers": {cluster.bootstrap_servers!r}}})
+            for n in range(200):
+                producer.send({TOPIC!r}, str(n), partition=0)
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join()
+    """)
+    subprocess.run([sys.executable, "-c", program], timeout=60, check=True)
+    assert numbers_in_log(cluster) == list(range(200))
+
+
+def test_P7_a_producer_forgotten_inside_its_own_callback_still_delivers(cluster: MockCluster) -> None:
+    program = textwrap.dedent(f"""
+        from safekafka import SafeProducer
+        held = [SafeProducer({{"bootstrap.servers": {cluster.bootstrap_servers!r}, "linger.ms": 200}})]
+        def forget(receipt):
+            producer = held.pop()
+            for n in range(1, 100):
+                producer.send({TOPIC!r}, str(n), partition=0)
+        receipt = held[0].send({TOPIC!r}, b"0", partition=0)
+        receipt.add_done_callback(forget)
+        receipt.result(30)
+        while held: pass
+    """)
+    subprocess.run([sys.executable, "-c", program], timeout=60, check=True)
     assert numbers_in_log(cluster) == list(range(100))
+
+
+def test_P7_the_exit_of_a_program_that_never_closed_tells_how_many_were_not_delivered(cluster: MockCluster) -> None:
+    cluster.set_broker_down()
+    program = textwrap.dedent(f"""
+        from safekafka import SafeProducer
+        producer = SafeProducer({{"bootstrap.servers": {cluster.bootstrap_servers!r}}}, shutdown_timeout=0.5)
+        for n in range(3000):
+            producer.send({TOPIC!r}, str(n))
+    """)
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, check=True, capture_output=True, text=True)
+    assert "undelivered_at_exit records=3000" in done.stderr
+
+
+@pytest.mark.parametrize("spool", [False, True], ids=["direct", "spooled"])
+def test_P7_close_from_a_signal_handler_ends_the_program_wherever_it_interrupts(
+    cluster: MockCluster, tmp_path: Path, spool: bool
+) -> None:
+    program = textwrap.dedent(f"""
+        import signal, sys, threading, os, time
+        from safekafka import SafeProducer
+        producer = SafeProducer(
+            {{"bootstrap.servers": {cluster.bootstrap_servers!r}}}, spool={str(tmp_path / "spool") if spool else None!r}
+        )
+        def end(*_):
+            producer.close()
+            sys.exit(7)
+        signal.signal(signal.SIGTERM, end)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        n = 0
+        while True:
+            producer.send({TOPIC!r}, str(n), partition=0)
+            if not {spool} and n % 100 == 0:
+                producer.flush()
+            n += 1
+    """)
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", program], timeout=40, check=False, capture_output=True, text=True)
+        assert done.returncode == 7, done.stderr
+
+
+@pytest.mark.parametrize("where", ["on_undelivered", "done callback"])
+def test_P1_a_callback_that_exits_the_program_does_not_end_the_delivery_thread(
+    cluster: MockCluster, make: Callable[..., SafeProducer], where: str
+) -> None:
+    cluster.set_broker_down()
+
+    def leave(*_: Any) -> None:
+        sys.exit(1)
+
+    producer = make(delivery_timeout=0.3, on_undelivered=leave if where == "on_undelivered" else None)
+    receipts = [producer.send(TOPIC, b"0") for _ in range(10)]
+    if where == "done callback":
+        receipts[0].add_done_callback(leave)
+    with pytest.raises(UndeliveredError):
+        producer.flush(30)
+    assert all(receipt.status == "unknown" for receipt in receipts)
+    producer.send(TOPIC, b"1").add_done_callback(lambda _: None)
+
+
+def test_B_P10_flush_and_len_see_every_pending_record_while_the_list_is_compacted(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    way = producer._way
+    assert isinstance(way, DirectDelivery)
+    seen: list[int] = []
+
+    class Compacting(deque[Receipt]):
+        """Lets another thread count at the moment when all receipts are out of the list."""
+
+        def extendleft(self, receipts: Any) -> None:
+            counting = threading.Thread(target=lambda: seen.append(len(producer)), daemon=True)
+            counting.start()
+            counting.join(0.3)
+            super().extendleft(receipts)
+
+    way._pending = Compacting()
+    way._compact_at = 50
+    for n in range(100):
+        producer.send(TOPIC, str(n)).add_done_callback(lambda _: None)
+    wait_until(lambda: bool(seen), 30, "compaction")
+    assert seen[0] == 100
+
+
+def test_P4_close_is_bounded_although_a_callback_never_returns(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safekafka.producer.way.PURGE_SECONDS", 0.2)
+    monkeypatch.setattr("safekafka.producer.way._CLOSE_MARGIN_SECONDS", 0.2)
+    producer = make()
+    go_on = threading.Event()
+    receipt = producer.send(TOPIC, b"0")
+    receipt.add_done_callback(lambda _: go_on.wait(60))
+    receipt.result(30)
+    with pytest.raises(SafeKafkaError, match="callback"):
+        producer.close(0.2)
+    go_on.set()
+
+
+def test_a_logger_that_raises_changes_nothing(cluster: MockCluster, make: Callable[..., SafeProducer]) -> None:
+    class Broken:
+        def log(self, *_: Any, **__: Any) -> None:
+            raise OSError("disk full")
+
+    producer = make({"logger": Broken(), "debug": "all"})
+    assert producer.send(TOPIC, b"0").result(30).topic == TOPIC
+
+
+def test_P4_a_closed_producer_lets_its_client_and_its_threads_go(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make()
+    receipt = producer.send(TOPIC, b"0")
+    client = weakref.ref(producer.raw_client)
+    producer.close()
+    gc.collect()
+    assert client() is None
+    assert receipt.status == "delivered"

@@ -318,8 +318,33 @@ def test_a_damaged_record_stops_the_spool_loudly_instead_of_being_delivered(
         for _ in range(1_000):
             producer.send(TOPIC, b"1")
             time.sleep(0.01)
-    producer.close()
+    for call in (producer.flush, producer.close):
+        with pytest.raises(ProducerFatalError, match="checksum"):
+            call()
     assert numbers(cluster) == []
+
+
+def test_B_S02_a_disk_that_refuses_while_a_failure_is_settled_loses_none_of_the_others(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = make()
+    journal = producer._way._journal  # type: ignore[union-attr]
+    reject, refusals = journal.reject, [SpoolFullError("disk full"), SpoolFullError("disk full")]
+
+    def refusing(*arguments: Any) -> None:
+        if refusals:
+            raise refusals.pop()
+        reject(*arguments)
+
+    monkeypatch.setattr(journal, "reject", refusing)
+    cluster.push_request_errors(ApiKey.Produce, *[KafkaError.MSG_SIZE_TOO_LARGE] * 2)
+    bad = producer.send(TOPIC, b"0", partition=1)
+    producer.send(TOPIC, b"1", partition=1)
+    assert bad.exception(60) is not None
+    assert producer.flush(60) == 0
+    assert not refusals
+    assert len(producer.rejected()) == 1
+    assert numbers(cluster) == [1]
 
 
 def test_a_closed_producer_refuses_and_close_is_idempotent(make: Callable[..., SafeProducer]) -> None:

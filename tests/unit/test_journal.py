@@ -51,7 +51,7 @@ def test_P5_the_journal_is_what_a_dictionary_would_be_across_reopenings(
     rejected: list[int] = []
     highest = 0
     for action, number in actions:
-        rows = {row.seq: row for row in journal.read(1, highest, 1000)}
+        rows = {row.seq: row for row in journal.read(1, highest, 1000, 1 << 30)}
         assert {seq: row.fields for seq, row in rows.items()} == model
         assert (journal.count, journal.bytes) == (len(model), sum(row.size for row in rows.values()))
         chosen = sorted(model)[number % len(model) :] if model else []
@@ -84,7 +84,7 @@ def test_a_flipped_byte_is_never_delivered_as_good(tmp_path: Path) -> None:
         file.execute("UPDATE record SET fields = CAST(replace(fields, CAST('v' AS BLOB), CAST('w' AS BLOB)) AS BLOB)")
     journal = Journal(Spool(tmp_path))
     with pytest.raises(SpoolCorruptError, match="record 1"):
-        journal.read(1, 1, 10)
+        journal.read(1, 1, 10, 1000)
     journal.close()
 
 
@@ -103,6 +103,15 @@ def test_a_format_of_another_version_is_refused(tmp_path: Path) -> None:
         Journal(Spool(tmp_path))
 
 
+def test_P4_a_read_is_bounded_by_bytes_and_gives_at_least_one_record(tmp_path: Path) -> None:
+    journal = Journal(Spool(tmp_path))
+    journal.append([("orders", b"x" * 1_000, None, None, -1, 1)] * 10)
+    assert [row.seq for row in journal.read(1, 10, 100, 2_500)] == [1, 2, 3]
+    assert [row.seq for row in journal.read(4, 10, 100, 1)] == [4]
+    assert len(journal.read(1, 10, 5, 1 << 20)) == 5
+    journal.close()
+
+
 def test_a_failed_append_leaves_nothing_and_the_next_one_works(tmp_path: Path) -> None:
     journal = Journal(Spool(tmp_path))
     journal._writer.execute("PRAGMA max_page_count = 8")
@@ -112,7 +121,7 @@ def test_a_failed_append_leaves_nothing_and_the_next_one_works(tmp_path: Path) -
     assert (journal.count, journal.bytes, journal.last_seq) == (0, 0, 0)
     journal._writer.execute("PRAGMA max_page_count = 1000000")
     assert journal.append([ONE]) == 1
-    assert journal.read(1, 1, 10)[0].fields == ONE
+    assert journal.read(1, 1, 10, 1000)[0].fields == ONE
     journal.close()
 
 

@@ -21,8 +21,9 @@ class Owner:
         self.unobserved = unobserved or Unobserved(None)
         self.thread = thread or threading.Thread()
 
-    def resolving_thread(self) -> threading.Thread:
-        return self.thread
+    def check_may_wait(self, call: str) -> None:
+        if threading.current_thread() is self.thread:
+            raise SafeKafkaError(f"{call} would wait for ever")
 
     def observed(self, receipt: Receipt) -> None:
         self.unobserved.observed(receipt)
@@ -72,6 +73,16 @@ def test_a_failure_is_raised_by_result_and_returned_by_exception_with_its_record
         receipt.result()
     assert caught.value.record.value == b"v"
     assert receipt.exception() is failure
+
+
+def test_P4_a_wait_that_timed_out_leaves_nothing_behind() -> None:
+    receipt = Receipt(Owner(), FIELDS, 0.0)
+    for _ in range(10):
+        with pytest.raises(TimeoutError):
+            receipt.result(0)
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(asyncio.wait_for(_delivery(receipt), 0.01))
+    assert not receipt._callbacks
 
 
 def test_many_threads_waiting_for_one_receipt_all_see_its_outcome() -> None:

@@ -39,10 +39,27 @@ def test_all_problems_of_a_record_are_in_one_error() -> None:
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("topic", ["", ".", "..", "a/b", "a" * 250, "ä", None, 7])
+@pytest.mark.parametrize("topic", ["", ".", "..", "a/b", "a" * 250, "ä", None, 7, ["orders"]])
 def test_an_illegal_topic_name_is_refused(topic: Any) -> None:
     with pytest.raises(InvalidRecordError):
         checked(topic, b"", None, None, None, None)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\udc80"])
+def test_a_header_name_that_the_client_would_cut_or_crash_on_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRecordError, match="header name"):
+        checked("orders", b"", None, {name: b"1"}, None, None)
+
+
+def test_text_that_utf8_cannot_carry_is_refused() -> None:
+    with pytest.raises(InvalidRecordError, match=r"value holds a lone surrogate.*key holds"):
+        checked("orders", "\udc80", "\udc80", None, None, None)
+
+
+@pytest.mark.parametrize("timestamp", [0, -1, 2**63, 1.5])
+def test_an_impossible_timestamp_is_refused(timestamp: Any) -> None:
+    with pytest.raises(InvalidRecordError, match="timestamp"):
+        checked("orders", b"", None, None, None, timestamp)
 
 
 @pytest.mark.parametrize("partition", [-1, 2**31, 1.5, True, "0"])

@@ -92,6 +92,19 @@ def test_what_is_no_exception_is_never_retried(error: type[BaseException]) -> No
         Retry(wait=NO_WAIT).run(call, threading.Event(), lambda *_: None)
 
 
+def test_B_C30_running_out_of_memory_is_not_the_messages_fault() -> None:
+    with pytest.raises(MemoryError):
+        run(Retry(attempts=5, wait=NO_WAIT), 99, MemoryError())
+
+
+def test_an_error_of_a_strategy_itself_is_not_the_messages_fault() -> None:
+    def broken(_: tenacity.RetryCallState) -> float:
+        raise RuntimeError("strategy")
+
+    with pytest.raises(RuntimeError, match="strategy"):
+        run(Retry(attempts=5, wait=broken), 99, ValueError())  # type: ignore[arg-type]
+
+
 def test_no_attempts_at_all_is_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"attempts=0.*1 or more"):
         Retry(attempts=0)

@@ -165,6 +165,22 @@ def test_secrets_never_reach_an_error() -> None:
     assert shown("linger.ms", 5) == 5
 
 
+def test_a_buffer_smaller_than_the_largest_record_is_refused() -> None:
+    assert refused(producer_settings({**BROKERS, "queue.buffering.max.kbytes": 100})[1]) == {
+        "queue.buffering.max.kbytes"
+    }
+    assert not producer_settings({**BROKERS, "queue.buffering.max.kbytes": 100, "message.max.bytes": 50_000})[1]
+
+
+def test_few_retries_are_refused_with_a_spool_where_nothing_may_expire() -> None:
+    assert not producer_settings({**BROKERS, "retries": 5})[1]
+    assert refused(producer_settings({**BROKERS, "retries": 5}, spooled=True)[1]) == {"retries"}
+
+
+def test_stopping_when_the_offset_is_gone_is_a_safe_choice() -> None:
+    assert not consumer_settings({**BROKERS, "group.id": "g", "auto.offset.reset": "error"}, 15.0)[1]
+
+
 def test_partitioner_is_left_alone() -> None:
     assert "partitioner" not in producer_settings(BROKERS)[0]
 

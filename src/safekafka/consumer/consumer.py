@@ -15,12 +15,13 @@ under it.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -33,7 +34,8 @@ from safekafka.consumer.worker import Handler, Worker
 from safekafka.deadletter.publisher import DeadLetterPublisher
 from safekafka.errors import ClosedError, SafeKafkaError
 from safekafka.observe import Event, emit
-from safekafka.settings import consumer_settings
+from safekafka.record import topic_problem
+from safekafka.settings import consumer_settings, positive
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -99,6 +101,10 @@ class SafeConsumer:
         max_in_flight_bytes: int = 64 << 20,
     ) -> None:
         _check(topics, dead_letter)
+        positive(commit_interval=commit_interval, drain_timeout=drain_timeout, shutdown_timeout=shutdown_timeout)
+        positive(max_in_flight=max_in_flight, max_in_flight_bytes=max_in_flight_bytes)
+        if not isinstance(retry, (Retry, NoneType)):
+            raise ValueError(f"retry={retry!r}: give a Retry, as in Retry(attempts=5)")
         settings, problems = consumer_settings(config, drain_timeout)
         self._on_commit_of_user = settings.get("on_commit")
         settings["on_commit"] = self._on_commit
@@ -117,14 +123,17 @@ class SafeConsumer:
         self._pid = os.getpid()
         self._stop = threading.Event()
         self._started = False
+        self._runner: threading.Thread | None = None  # of run()
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._partitions: dict[_Key, PartitionProgress] = {}
         self._in_flight = 0
         self._in_flight_bytes = 0
         self._paused = False
+        self._assigned = False  # since the last `_balance`
         self._commit_sent = False
         self._commit_due = 0.0
+        self._end = math.inf  # monotonic; set when the end begins
         self._closing = False  # inside the client's close()
         self._helper: threading.Thread | None = None
 
@@ -142,6 +151,7 @@ class SafeConsumer:
         if self._started or self._closed.is_set():
             raise ClosedError("a SafeConsumer runs once. Remedy: make a new one.")
         self._started = True
+        self._runner = threading.current_thread()
         self._worker = Worker(handler, self._retry, self._dead_letters, self._ended)
         self._worker.start()
         with stop_on_signal(self.stop):
@@ -149,7 +159,7 @@ class SafeConsumer:
                 self._client.subscribe(
                     self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
                 )
-                while not self._stop.is_set() and self._worker.failure is None:
+                while not self._stop.is_set() and self._worker.is_alive():
                     self._take()
                     self._balance()
                     self._commit_if_due()
@@ -157,6 +167,8 @@ class SafeConsumer:
                 self._shut_down()
         if self._worker.failure is not None:
             raise self._worker.failure
+        if not self._stop.is_set():
+            raise SafeKafkaError("the worker thread ended unexpectedly; nothing unhandled was committed")
 
     def stop(self) -> None:
         """Ask `run()` to finish what is being handled, commit, leave the group and return. Returns at once."""
@@ -166,7 +178,7 @@ class SafeConsumer:
         """Stop, and wait for `run()` on another thread to end. Idempotent."""
         self.stop()
         if self._started:
-            if threading.current_thread() is not self._worker:
+            if threading.current_thread() not in (self._worker, self._runner):  # they would wait for themselves
                 self._closed.wait(self._shutdown_timeout + _CLOSE_SECONDS)
         elif not self._closed.is_set() and self._pid == os.getpid():
             self._closed.set()
@@ -223,18 +235,22 @@ class SafeConsumer:
         emit(Event.CLIENT_ERROR, error=error.name(), detail=error.str(), topic=message.topic())
 
     def _balance(self) -> None:
-        """Hold the flow back while too much is in flight; hysteresis, since every pause throws the prefetched messages
+        """Hold the flow back while too much is in flight; hysteresis, since a pause throws the prefetched messages
         away."""
         with self._lock:
             records, size = self._in_flight, self._in_flight_bytes
         full = records >= self._max_in_flight or size >= self._max_in_flight_bytes
         low = records <= self._max_in_flight // 2 and size <= self._max_in_flight_bytes // 2
-        if full and not self._paused:
-            self._client.pause(self._client.assignment())
-            self._paused = True
-        elif low and self._paused:
-            self._client.resume(self._client.assignment())
-            self._paused = False
+        pause = full or (self._paused and not low)
+        if pause != self._paused or self._assigned:
+            # After an assignment too: the client keeps the pause of a partition that comes back, and knows none for a
+            # new one.
+            assignment = self._client.assignment()
+            if pause:
+                self._client.pause(assignment)
+            else:
+                self._client.resume(assignment)
+            self._paused, self._assigned = pause, False
 
     def _ended(self, progress: PartitionProgress, message: Message, done: bool) -> None:
         """On the worker thread: a message is finished, or was given up."""
@@ -346,7 +362,7 @@ class SafeConsumer:
                 self._partitions[partition.topic, partition.partition] = PartitionProgress(
                     partition.topic, partition.partition
                 )
-        self._paused = False  # an assignment ends a pause; _balance() pauses again if need be
+        self._assigned = True
         if partitions:
             emit(Event.PARTITIONS_ASSIGNED, partitions=_names(partitions))
 
@@ -360,7 +376,7 @@ class SafeConsumer:
         if self._closing:
             return  # run() has done all this before it closed the client
         progresses = self._progress_of(partitions)
-        self._drain(progresses, time.monotonic() + self._drain_timeout)
+        self._drain(progresses, min(time.monotonic() + self._drain_timeout, self._end))
         self._send_commit(progresses)
         self._forget(partitions)
         if partitions:
@@ -393,7 +409,7 @@ class SafeConsumer:
 
     def _shut_down(self) -> None:
         began = time.monotonic()
-        end = began + self._shutdown_timeout
+        end = self._end = began + self._shutdown_timeout
         progresses = list(self._partitions.values())
         self._drain(progresses, min(began + self._drain_timeout, end - _CLOSE_SECONDS))
         self._commit_at_end(max(time.monotonic() + 1.0, end - _CLOSE_SECONDS))
@@ -407,7 +423,11 @@ class SafeConsumer:
             except SafeKafkaError as error:
                 emit(Event.CLIENT_ERROR, error="dead_letter_producer", detail=str(error))
         self._closed.set()
-        emit(Event.CONSUMER_STOPPED, seconds=round(time.monotonic() - began, 2), cause=repr(self._worker.failure))
+        emit(
+            Event.CONSUMER_STOPPED,
+            seconds=round(time.monotonic() - began, 2),
+            cause=type(self._worker.failure).__name__,
+        )
 
 
 def _names(partitions: Iterable[TopicPartition]) -> list[str]:
@@ -422,6 +442,10 @@ def _matches(subscribed: str, topic: str) -> bool:
 def _check(topics: Sequence[str], dead_letter: str | None) -> None:
     if isinstance(topics, str) or not topics:
         raise ValueError(f"topics={topics!r}: give a list of topic names, as in ['orders']")
+    for topic in topics if dead_letter is None else [*topics, dead_letter]:
+        problem = None if isinstance(topic, str) and topic.startswith("^") else topic_problem(topic)
+        if problem:
+            raise ValueError(problem)
     if dead_letter is not None and any(_matches(topic, dead_letter) for topic in topics):
         raise ValueError(
             f"dead_letter={dead_letter!r} is also subscribed: every dead letter would come back and fail again, "

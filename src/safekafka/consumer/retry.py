@@ -51,11 +51,16 @@ class Retry:
         `given_up` ends a wait and all further attempts. `on_retry(attempt, error)` is called before each wait.
         """
         attempts = 0
+        raised: BaseException | None = None
 
         def attempt() -> None:
-            nonlocal attempts
+            nonlocal attempts, raised
             attempts += 1
-            call()
+            try:
+                call()
+            except BaseException as error:
+                raised = error
+                raise
 
         def tell(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -68,7 +73,7 @@ class Retry:
                 self.stop or tenacity.stop_after_attempt(self.attempts), tenacity.stop_when_event_set(given_up)
             ),
             wait=self.wait,
-            retry=worth_it & tenacity.retry_if_not_exception_type(Reject),
+            retry=worth_it & tenacity.retry_if_not_exception_type((Reject, MemoryError)),
             sleep=tenacity.sleep_using_event(given_up),
             before_sleep=tell,
             reraise=True,
@@ -76,6 +81,8 @@ class Retry:
         try:
             retrying(attempt)
         except Exception as error:
+            if error is not raised or isinstance(error, MemoryError):
+                raise  # a strategy's own error, or the process's: nothing that the message is to blame for
             raise Exhausted(attempts, error) from error
         return attempts
 

@@ -101,11 +101,13 @@ class Worker(threading.Thread):
         except BaseException as error:  # noqa: BLE001 - not finished; run() raises it on the caller's thread
             self.failure = error
         finally:
-            # The mark comes before "free": a drain that sees us free must find what we finished.
-            self._ended(progress, message, done)
-            with self._state:
-                self._current = None
-                self._state.notify_all()
+            try:
+                # The mark comes before "free": a drain that sees us free must find what we finished.
+                self._ended(progress, message, done)
+            finally:
+                with self._state:
+                    self._current = None
+                    self._state.notify_all()
 
     def _handle(self, message: Message) -> bool:
         """Whether the offset counts as finished: handled, or its dead letter is confirmed."""
@@ -149,5 +151,5 @@ def _tell_retry(message: Message, attempt: int, error: BaseException) -> None:
         partition=message.partition(),
         offset=message.offset(),
         attempt=attempt,
-        error=repr(error),
+        error=type(error).__qualname__,
     )

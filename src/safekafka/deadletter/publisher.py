@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 _TAKEN_OVER = (
     "bootstrap.servers",
     "metadata.broker.list",
-    "client.id",
-    "security.",
-    "ssl.",
-    "sasl.",
-    "oauth_cb",
+    "broker.address.",
+    "client.",
+    "enable.sasl.",
     "enable.ssl.",
+    "https.",
+    "oauth_cb",
+    "sasl.",
+    "security.",
+    "socket.",
+    "ssl.",
 )
 _SIZE = {"message.max.bytes": 1_000_000_000, "compression.type": "zstd"}  # the broker's limit decides, not ours
 _ROUND_SECONDS = 30.0

@@ -29,6 +29,7 @@ class Event(enum.Enum):
     THREAD_DIED = ("thread_died", logging.CRITICAL)
     # producer
     RECORD_UNDELIVERED = ("record_undelivered", logging.ERROR)
+    UNDELIVERED_AT_EXIT = ("undelivered_at_exit", logging.CRITICAL)
     LATE_REPORT = ("late_report", logging.WARNING)
     PRODUCER_FATAL = ("producer_fatal", logging.CRITICAL)
     # spool

@@ -1,18 +1,17 @@
-"""Delivery without a spool: `send()` hands the record to librdkafka on the caller's thread, one thread polls for the
+"""Delivery without a spool: `send()` hands the record to librdkafka on the caller's thread, one thread polls for
 reports.
 
 Threads
 - Callers: `send` (any number at once; order is kept per calling thread), `flush`, `close`.
-- The delivery thread: alone polls, purges and lets go of the client, resolves every receipt, and keeps
-  `delivery_timeout`.
+- The delivery thread: takes the reports, resolves every receipt, and keeps `delivery_timeout`.
 
-Locks: `_progress` only (a condition: "reports came in"). It is taken by callers that wait (full buffer, flush)
-and by the delivery thread to wake them; nobody calls the user's code under it. The path of a record that finds room
-takes no lock at all.
+Locks: `_progress` (a condition: "reports came in"), taken by callers that wait (full buffer, flush) and, to wake them,
+by the delivery thread. `_compacting`, held while the list of pending receipts is not whole. Each is taken alone, and
+the user's code runs under neither. The path of a record that finds room takes no lock at all.
 
-`delivery_timeout` is on the receipt, not inside the client: a finite timeout in the client duplicates and
-misreports records in an outage. A receipt that passes it ends as `unknown`, because the record is still with the client
-and may be delivered yet.
+`delivery_timeout` is on the receipt, not inside the client: a finite timeout in the client duplicates and misreports
+records in an outage. A receipt that passes it ends as `unknown`, because the record is still with the client and may be
+delivered yet.
 
 `_pending` holds the receipts in the order of `send`. A receipt is appended before the record reaches the client, so no
 record can be with the client that the sweep at the end does not see.
@@ -29,7 +28,6 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from safekafka.client import ClusterWatch
 from safekafka.errors import (
     BufferFullError,
-    ClosedError,
     DeliveryError,
     DeliveryFailed,
     DeliveryUnknown,
@@ -38,18 +36,18 @@ from safekafka.errors import (
     SafeKafkaError,
 )
 from safekafka.observe import Event, emit
-from safekafka.producer.outcomes import OnUndelivered, Unobserved
-from safekafka.producer.ownthread import refuse_on
-from safekafka.producer.receipt import Receipt
+from safekafka.producer.outcomes import OnUndelivered
+from safekafka.producer.receipt import Receipt, bounded
+from safekafka.producer.way import PURGE_SECONDS, Way
 from safekafka.record import Fields, as_record
-from safekafka.verdict import Verdict, judge
+from safekafka.verdict import Verdict, judge, refusal_of
 
 _POLL_SECONDS = 0.1
-_PURGE_SECONDS = 5.0  # reports of purged records come at once; this bounds a client that gives none
+_COMPACT_AT = 10_000
 
 
-class DirectDelivery:
-    """Owns the client. Made open; `close` ends it for good."""
+class DirectDelivery(Way):
+    """Made open; `close` ends it for good."""
 
     def __init__(
         self,
@@ -60,23 +58,16 @@ class DirectDelivery:
         max_block: float,
         on_undelivered: OnUndelivered | None,
     ) -> None:
-        self.client = client
-        self._watch = watch
+        super().__init__(client, watch, on_undelivered, "safekafka-delivery")
         self._delivery_timeout = delivery_timeout
         self._max_block = max_block
-        self.failures = Unobserved(on_undelivered)
         self._pending: deque[Receipt] = deque()
-        self._compact_at = 10_000
-        self._refusal: SafeKafkaError | None = None  # why send() no longer accepts; None while open
-        self._progress = threading.Condition()
+        self._compacting = threading.RLock()
+        self._compact_at = _COMPACT_AT
         self._waiting = 0
         self._flushing = 0
-        self._drain_until: float | None = None  # set by close(): monotonic
-        self._ended = False  # the client is gone; whatever is pending has no reporter any more
         self._delivered = 0  # written by the delivery thread only
         self._delivered_before = 0
-        self._late = 0
-        self._thread = threading.Thread(target=self._run, name="safekafka-delivery", daemon=True)
         self._thread.start()
 
     # ---- callers
@@ -91,14 +82,16 @@ class DirectDelivery:
         except KafkaException as error:
             raise self._refused(fields, error.args[0]) from error
         if self._ended:  # close() finished between our first line and here, so its sweep may have missed this one
-            self._sweep()
+            self._settle()
         return receipt
 
     def flush(self, timeout: float | None) -> int:
         """Wait for the receipts of all earlier sends. Returns how many of them are still pending."""
-        refuse_on(self._thread, "flush()")
+        self.check_owned()
+        self.refuse_inside_callback("flush()")
+        timeout = bounded(timeout)
         end = None if timeout is None else time.monotonic() + timeout
-        open_receipts = self._pending.copy()
+        open_receipts = self._open_receipts()
         with self._progress:
             self._waiting += 1
             self._flushing += 1
@@ -114,39 +107,15 @@ class DirectDelivery:
                 self._waiting -= 1
                 self._flushing -= 1
 
-    def close(self, timeout: float) -> None:
-        """Deliver what is pending, for at most `timeout` seconds; what is left then is purged and ends as `unknown`."""
-        refuse_on(self._thread, "close()")
-        if self._refusal is None:
-            self._refusal = ClosedError("the producer is closed. Remedy: make a new SafeProducer.")
-        if self._drain_until is None:
-            self._drain_until = time.monotonic() + timeout
-        self._thread.join()
-
     def __len__(self) -> int:
-        return sum(not receipt.done() for receipt in self._pending.copy())
-
-    def disown(self) -> None:
-        """In a forked child: the client and its thread stayed in the parent; nothing of them may be touched here."""
-        self._refusal = ClosedError(
-            "this producer belongs to the parent process; the parent still delivers what it accepted there. "
-            "Remedy: make a SafeProducer in the child, after the fork."
-        )
-        self._pending = deque()
-        self._ended = True
-
-    # ---- what receipts ask of their owner
-
-    def resolving_thread(self) -> threading.Thread:
-        return self._thread
-
-    def observed(self, receipt: Receipt) -> None:
-        self.failures.observed(receipt)
-
-    def watched(self, receipt: Receipt) -> None:
-        return  # every pending receipt is held by `_pending`
+        self.check_owned()
+        return sum(not receipt.done() for receipt in self._open_receipts())
 
     # ---- inside, callers' threads
+
+    def _open_receipts(self) -> deque[Receipt]:
+        with self._compacting:
+            return self._pending.copy()
 
     def _hand_over(self, fields: Fields) -> Receipt:
         topic, value, key, headers, partition, timestamp = fields
@@ -162,13 +131,7 @@ class DirectDelivery:
         self._pending.append(receipt)
         try:
             self.client.produce(
-                topic,
-                value,
-                key,
-                partition=partition,
-                on_delivery=report,
-                timestamp=timestamp,
-                headers=headers,
+                topic, value, key, partition=partition, on_delivery=report, timestamp=timestamp, headers=headers
             )
         except BaseException:
             receipt._outcome = DeliveryFailed(
@@ -178,7 +141,7 @@ class DirectDelivery:
         return receipt
 
     def _wait_for_room(self, fields: Fields) -> Receipt:
-        if threading.current_thread() is self._thread:
+        if self.on_own_thread():
             raise BufferFullError("the buffer is full, and this callback runs on the thread that makes room in it")
         end = time.monotonic() + self._max_block
         with self._progress:
@@ -195,17 +158,16 @@ class DirectDelivery:
                         raise self._refused(fields, error.args[0]) from error
                     if left <= 0 or not self._progress.wait(left):
                         raise BufferFullError(
-                            f"the buffer stayed full for max_block={self._max_block} s; the record was not "
-                            f"accepted, nothing "
-                            f"was dropped.{self._watch.diagnosis()} Remedy: send again later, raise max_block or "
+                            f"the buffer stayed full for max_block={self._max_block} s; the record was not accepted, "
+                            f"nothing was dropped.{self._watch.diagnosis()} Remedy: send again later, raise "
+                            f"max_block or "
                             "queue.buffering.max.messages, or use spool= to accept records through an outage."
                         )
             finally:
                 self._waiting -= 1
 
     def _refused(self, fields: Fields, cause: KafkaError) -> SafeKafkaError:
-        """What `send()` raises when `produce()` refused the record: it was not queued, so it definitely is not in
-        Kafka."""
+        """What `send()` raises when `produce()` refused the record: it was not queued, so it is not in Kafka."""
         verdict = judge(cause)
         if verdict is Verdict.FATAL:
             return self._refusal or _fatal(cause)  # the delivery thread is about to learn of it, with the reason
@@ -215,57 +177,46 @@ class DirectDelivery:
 
     # ---- the delivery thread
 
-    def _run(self) -> None:
-        try:
-            while self._drain_until is None:
-                self._poll(_POLL_SECONDS)
-                self._expire()
-                self._wake()
-            self._drain(self._drain_until)
-        except BaseException as error:  # noqa: BLE001 - the cause is raised by every later call
-            emit(Event.THREAD_DIED, thread="safekafka-delivery", error=repr(error))
-            refusal = ProducerFatalError(f"the delivery thread ended unexpectedly: {error!r}")
-            refusal.__cause__ = error
-            self._refusal = refusal
-        finally:
-            self._ended = True
-            self._sweep()
-            self._wake()
+    def _work(self) -> None:
+        while self._drain_until is None:
+            self._turn(_POLL_SECONDS)
+        self._flushing += 1
+        while len(self) and (left := self._drain_until - time.monotonic()) > 0:
+            self._turn(min(_POLL_SECONDS, left))
+        if len(self):
+            self.client.purge()
+            give_up = time.monotonic() + PURGE_SECONDS
+            while len(self) and time.monotonic() < give_up:
+                self._turn(_POLL_SECONDS)
 
-    def _poll(self, seconds: float) -> None:
-        try:
-            if self._flushing:
-                self.client.flush(seconds)  # as poll(), but without waiting for linger.ms
-            else:
-                self.client.poll(seconds)
-        except (
-            KafkaException
-        ) as error:  # a fatal error is raised out of poll(); the remaining reports come with the next one
-            cause = error.args[0]
-            if judge(cause) is not Verdict.FATAL:
-                raise
-            if self._refusal is None:
-                self._became_fatal(cause)
+    def _turn(self, seconds: float) -> None:
+        self._serve(seconds, at_once=self._flushing > 0)
+        self._expire()
+        if self._delivered != self._delivered_before:
+            self._delivered_before = self._delivered
+            self._watch.alive()
+        if self._waiting:
+            self._notify()
 
-    def _became_fatal(self, cause: KafkaError) -> None:
-        self._refusal = _fatal(cause)
-        emit(Event.PRODUCER_FATAL, error=cause.name(), detail=cause.str())
+    def _on_fatal(self, error: KafkaError) -> None:
+        if self._refusal is None:
+            self._refusal = _fatal(error)
+            emit(Event.PRODUCER_FATAL, error=error.name(), detail=error.str())
 
     def _not_delivered(self, receipt: Receipt, error: KafkaError | None) -> None:
         fields = receipt._fields
         if receipt._outcome is not None or fields is None or error is None:
             # Ended before by delivery_timeout. The program was told "unknown", which stays true.
-            self._late += 1
-            emit(
-                Event.LATE_REPORT,
-                status=receipt.status,
-                late_outcome="delivered" if error is None else error.name(),
-            )
+            emit(Event.LATE_REPORT, status=receipt.status, late_outcome="delivered" if error is None else error.name())
             return
         where = f"record for topic {fields[0]!r}"
         failure: DeliveryError
         if judge(error) is Verdict.RECORD_BOUND:
-            failure = DeliveryFailed(f"{where} can't be taken by Kafka: {error.str()}", as_record(fields), error)
+            failure = DeliveryFailed(
+                f"{where} is not in Kafka, which refused it or the batch it was in: {refusal_of(error)}",
+                as_record(fields),
+                error,
+            )
         else:
             failure = DeliveryUnknown(
                 f"{where} may or may not be in Kafka: {error.str()} ({error.name()}).{self._watch.diagnosis()}",
@@ -275,8 +226,7 @@ class DirectDelivery:
         self.failures.fail(receipt, failure)
 
     def _expire(self) -> None:
-        """Let go of the receipts that are done; end those past `delivery_timeout`. `_pending` is in the order of
-        sending, so of age."""
+        """Let go of receipts that are done; end those past `delivery_timeout`. `_pending` is in the order of age."""
         pending = self._pending
         too_old = time.monotonic() - self._delivery_timeout
         while pending:
@@ -286,31 +236,23 @@ class DirectDelivery:
                     break
                 self._end_unknown(receipt, f"no report within delivery_timeout={self._delivery_timeout} s")
             pending.popleft()
-        if len(pending) > self._compact_at:
-            # One stuck partition at the head must not hold all that was delivered behind it. Senders append at the
-            # right meanwhile.
-            still_open = [receipt for receipt in (pending.popleft() for _ in range(len(pending))) if not receipt.done()]
-            pending.extendleft(reversed(still_open))
-            self._compact_at = 10_000 + 2 * len(still_open)
+        if len(pending) > self._compact_at and self._compacting.acquire(blocking=False):
+            # One stuck partition at the head must not hold all that was delivered behind it. Senders append meanwhile.
+            try:
+                popped = (pending.popleft() for _ in range(len(pending)))
+                still_open = [receipt for receipt in popped if not receipt.done()]
+                pending.extendleft(reversed(still_open))
+                self._compact_at = _COMPACT_AT + 2 * len(still_open)
+            finally:
+                self._compacting.release()
 
-    def _drain(self, until: float) -> None:
-        self._flushing += 1
-        while len(self) and time.monotonic() < until:
-            self._poll(min(_POLL_SECONDS, max(0.0, until - time.monotonic())))
-            self._expire()
-            self._wake()
-        if len(self):
-            self.client.purge()
-            give_up = time.monotonic() + _PURGE_SECONDS
-            while len(self) and time.monotonic() < give_up:
-                self._poll(_POLL_SECONDS)
-
-    def _sweep(self) -> None:
-        """After the end: nobody will report any more, so what is pending is unknown. On the delivery thread, or after
-        it."""
-        with self._progress:
-            left = [self._pending.popleft() for _ in range(len(self._pending))]
-        for receipt in left:
+    def _settle(self) -> None:
+        """Nobody will report any more, so what is pending is unknown. On the delivery thread, or after it."""
+        while True:
+            try:
+                receipt = self._pending.popleft()
+            except IndexError:
+                return
             if not receipt.done():
                 self._end_unknown(receipt, "the producer ended before its report came")
 
@@ -325,23 +267,9 @@ class DirectDelivery:
             ),
         )
 
-    def _wake(self) -> None:
-        if self._delivered != self._delivered_before:
-            self._delivered_before = self._delivered
-            self._watch.alive()
-        if self._waiting:
-            with self._progress:
-                self._progress.notify_all()
-
 
 def _fatal(cause: KafkaError) -> ProducerFatalError:
     return ProducerFatalError(
         f"the client can't continue: {cause.str()} ({cause.name()}). Remedy: close this producer and make a new one; "
         "what was in flight ends as `unknown` and is raised by close()."
     )
-
-
-def refusal_of(cause: KafkaError) -> str:
-    """A record-bound error with its remedy."""
-    limit = "message.max.bytes and the topic's max.message.bytes" if "large" in cause.str() else "the limit it names"
-    return f"{cause.str()} ({cause.name()}): make the record smaller or raise {limit}"

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from safekafka.errors import DeliveryError, UndeliveredError
 from safekafka.observe import Event, emit
-from safekafka.producer.receipt import TOLD, Receipt
+from safekafka.producer.receipt import Receipt
 from safekafka.record import Record
 
 OnUndelivered: TypeAlias = "Callable[[Record, DeliveryError], Any]"
@@ -35,7 +35,7 @@ class Unobserved:
         """End the receipt with `failure`, told to `on_undelivered` first; counted before anybody can see the
         outcome."""
         self.total += 1
-        if not self._handled(failure) and receipt._unobserved != TOLD:
+        if not self._handled(failure):
             with self._lock:
                 receipt._unobserved = self._generation
                 room = len(self._held) < MAX_HELD
@@ -68,7 +68,7 @@ class Unobserved:
             return False
         try:
             self._on_undelivered(failure.record, failure)
-        except Exception as error:  # noqa: BLE001 - what it does not handle is raised by flush() or close()
-            emit(Event.CALLBACK_FAILED, callback="on_undelivered", error=repr(error))
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: it must not end the thread that tells of the others
+            emit(Event.CALLBACK_FAILED, callback="on_undelivered", error=type(error).__qualname__)
             return False
         return True

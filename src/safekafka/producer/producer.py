@@ -7,11 +7,11 @@ parent's records to the parent.
 
 from __future__ import annotations
 
-import math
+import atexit
 import os
 import weakref
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,11 +20,12 @@ from confluent_kafka.serialization import MessageField, SerializationContext, Se
 
 from safekafka.client import ClusterWatch, build_client
 from safekafka.errors import InvalidRecordError, SafeKafkaError, UndeliveredError
+from safekafka.observe import Event, emit
 from safekafka.producer.direct import DirectDelivery
 from safekafka.producer.outcomes import OnUndelivered
 from safekafka.producer.receipt import Receipt
 from safekafka.record import Headers, checked
-from safekafka.settings import producer_settings
+from safekafka.settings import message_max_bytes, positive, producer_settings
 from safekafka.spool.config import Spool
 from safekafka.spool.journal import RejectedRecord
 from safekafka.spool.spooled import SpooledDelivery
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Serialize: TypeAlias = "Callable[[Any], bytes | str | None] | Serializer"
-_DEFAULT_MESSAGE_MAX_BYTES = 1_000_000  # librdkafka's message.max.bytes
 
 
 class SafeProducer:
@@ -69,7 +69,7 @@ class SafeProducer:
         value_serializer: Serialize | None = None,
         shutdown_timeout: float = 20.0,
     ) -> None:
-        _positive(delivery_timeout=delivery_timeout, max_block=max_block, shutdown_timeout=shutdown_timeout)
+        positive(delivery_timeout=delivery_timeout, max_block=max_block, shutdown_timeout=shutdown_timeout)
         settings, problems = producer_settings(config, spooled=spool is not None)
 
         def make_client() -> tuple[Producer, ClusterWatch]:
@@ -91,15 +91,14 @@ class SafeProducer:
         else:
             self._way = SpooledDelivery(
                 make_client,
-                spool if isinstance(spool, Spool) else Spool(Path(spool)),
-                max_record_bytes=int(settings.get("message.max.bytes", _DEFAULT_MESSAGE_MAX_BYTES)),
+                spool if isinstance(spool, Spool) else Spool(spool),
+                max_record_bytes=message_max_bytes(settings),
                 max_block=max_block,
                 on_undelivered=on_undelivered,
             )
-        self._pid = os.getpid()
-        # Runs when nobody holds the producer any more, and at the interpreter's exit: what is pending is not dropped by
-        # forgetting close().
-        self._finalizer = weakref.finalize(self, _close_forgotten, self._way, self._pid, shutdown_timeout)
+        # Runs when nobody holds the producer any more, and at the exit of the interpreter or of a multiprocessing child
+        # (which never runs atexit): what is pending is not dropped because close() was forgotten.
+        self._at_exit = Finalize(self, _close_forgotten, args=(self._way, shutdown_timeout), exitpriority=10)
         _live.add(self)
 
     def send(
@@ -132,6 +131,7 @@ class SafeProducer:
         """
         left = self._way.flush(timeout)
         self._way.failures.raise_if_any()
+        self._way.raise_death()
         return left
 
     def close(self, timeout: float | None = None) -> None:
@@ -140,11 +140,14 @@ class SafeProducer:
         Without a spool, what was not delivered by then ends as `unknown`, and `UndeliveredError` is raised for what
         nobody observed. With a spool it stays on the disk for the next start.
         """
-        if os.getpid() != self._pid:
-            return
-        self._way.close(self._shutdown_timeout if timeout is None else timeout)
-        self._finalizer.detach()
+        timeout = self._shutdown_timeout if timeout is None else timeout
+        if timeout < 0:
+            raise ValueError(f"timeout={timeout!r}: give the seconds that close() may take, 0 or more")
+        self._way.close(timeout)
+        if self._way.ended:
+            self._at_exit.cancel()
         self._way.failures.raise_if_any()
+        self._way.raise_death()
 
     def __enter__(self) -> Self:
         return self
@@ -176,14 +179,8 @@ class SafeProducer:
         return self._way.client
 
     def _disown(self) -> None:
-        self._finalizer.detach()
+        self._at_exit.cancel()
         self._way.disown()
-
-
-def _positive(**seconds: float) -> None:
-    for name, value in seconds.items():
-        if not isinstance(value, (int, float)) or not value > 0 or math.isinf(value):
-            raise ValueError(f"{name}={value!r}: give a positive number of seconds")
 
 
 def _serialized(serialize: Serialize, value: Any, topic: str, field: MessageField, headers: Headers | None) -> Any:
@@ -195,13 +192,18 @@ def _serialized(serialize: Serialize, value: Any, topic: str, field: MessageFiel
         raise InvalidRecordError(topic, [f"the {field} serializer refused it: {error}"]) from error
 
 
-def _close_forgotten(way: DirectDelivery | SpooledDelivery, pid: int, timeout: float) -> None:
-    if os.getpid() != pid:
-        return
+def _close_forgotten(way: DirectDelivery | SpooledDelivery, timeout: float) -> None:
     try:
+        if way.on_own_thread():  # the last reference went in a delivery callback: the thread can't wait for itself
+            atexit.register(_close_forgotten, way, timeout)
+            way.begin_close(timeout)
+            return
         way.close(timeout)
+        way.failures.raise_if_any()
+    except UndeliveredError as error:
+        emit(Event.UNDELIVERED_AT_EXIT, records=error.count)
     except SafeKafkaError:
-        return  # the last reference went on the delivery thread itself, which goes on and ends with the process
+        return  # told by an event
 
 
 _live: weakref.WeakSet[SafeProducer] = weakref.WeakSet()

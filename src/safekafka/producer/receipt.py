@@ -9,13 +9,14 @@ and `list.pop` hands each callback to one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from safekafka.client import isolated
 from safekafka.errors import DeliveryError, DeliveryFailed
-from safekafka.producer.ownthread import refuse_on
 from safekafka.record import Fields, Record, as_record
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Delivery(NamedTuple):
 class ReceiptOwner(Protocol):
     """What a receipt needs of the part that will resolve it."""
 
-    def resolving_thread(self) -> threading.Thread:
-        """The thread that resolves receipts: waiting on it would wait for itself."""
+    def check_may_wait(self, call: str) -> None:
+        """Raise where waiting would never end: on the thread that resolves receipts, and in a forked child."""
 
     def observed(self, receipt: Receipt) -> None:
         """Somebody looked at a failure, so `flush()` and `close()` need not raise it."""
@@ -46,7 +47,6 @@ class ReceiptOwner(Protocol):
         """Somebody waits for the receipt: it must be kept until it is resolved, though nobody else holds it."""
 
 
-TOLD = -1  # a callback will be given the failure
 _adding = threading.Lock()  # taken by who adds a callback, never by who resolves
 
 
@@ -72,7 +72,7 @@ class Receipt:
         self._spooled = spooled
         self._outcome: Delivery | DeliveryError | None = None
         self._callbacks: list[Callable[[Receipt], Any]] | None = None
-        self._unobserved = 0  # TOLD, or the generation of `Unobserved` that counts this failure
+        self._unobserved = 0  # the generation of `Unobserved` that counts this failure
 
     @property
     def status(self) -> Status:
@@ -122,15 +122,14 @@ class Receipt:
 
         def tell(receipt: Receipt) -> None:
             call(receipt)
-            if receipt._unobserved > 0:  # it failed while the callback was being added
+            if receipt._unobserved:
                 self._owner.observed(receipt)
 
-        if self._outcome is None:
-            self._unobserved = TOLD
         self._add(tell)
 
     def __await__(self) -> Generator[Any, None, Delivery]:
         if self._outcome is None:
+            self._owner.check_may_wait("await receipt")
             loop = asyncio.get_running_loop()
             woken: asyncio.Future[None] = loop.create_future()
 
@@ -141,7 +140,11 @@ class Receipt:
                     return  # the loop was closed: nobody waits there any more; the receipt has its outcome all the same
 
             self._add(wake)
-            yield from woken
+            try:
+                yield from woken
+            except BaseException:
+                self._remove(wake)
+                raise
         return self.result(0)
 
     def __repr__(self) -> str:
@@ -167,26 +170,39 @@ class Receipt:
     def _wait(self, timeout: float | None) -> Delivery | DeliveryError:
         outcome = self._outcome
         if outcome is None:
-            refuse_on(self._owner.resolving_thread(), "receipt.result()")
+            self._owner.check_may_wait("receipt.result()")
+            timeout = bounded(timeout)
             arrived = threading.Lock()
             arrived.acquire()
-            self._add(lambda _: arrived.release())
-            if not arrived.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
-                raise TimeoutError(f"no outcome after {timeout} s; the record is still on its way")
+
+            def wake(_: Receipt) -> None:
+                arrived.release()
+
+            self._add(wake, first=True)  # before the program's callbacks, which may take their time
+            try:
+                if not arrived.acquire(timeout=-1 if timeout is None else timeout) and self._outcome is None:
+                    raise TimeoutError(f"no outcome after {timeout} s; the record is still on its way")
+            except BaseException:
+                self._remove(wake)
+                raise
             outcome = self._outcome
             assert outcome is not None
-        if self._unobserved > 0:
+        if self._unobserved:
             self._owner.observed(self)
         return outcome
 
-    def _add(self, callback: Callable[[Receipt], Any]) -> None:
+    def _add(self, callback: Callable[[Receipt], Any], first: bool = False) -> None:
         with _adding:
             if self._callbacks is None:
                 self._callbacks = []
-            self._callbacks.append(callback)
+            self._callbacks.insert(0 if first else len(self._callbacks), callback)
         self._owner.watched(self)
         if self._outcome is not None:
             self._call_back()
+
+    def _remove(self, callback: Callable[[Receipt], Any]) -> None:
+        with contextlib.suppress(ValueError, AttributeError):  # it was called meanwhile
+            self._callbacks.remove(callback)  # type: ignore[union-attr]
 
     def _call_back(self) -> None:
         while self._callbacks:
@@ -195,6 +211,11 @@ class Receipt:
             except IndexError:
                 return
             callback(self)
+
+
+def bounded(timeout: float | None) -> float | None:
+    """The timeout as the threading module takes it: negative, as in the raw client, and infinite mean no bound."""
+    return None if timeout is None or timeout < 0 or not math.isfinite(timeout) else min(timeout, threading.TIMEOUT_MAX)
 
 
 def _set(woken: asyncio.Future[None]) -> None:

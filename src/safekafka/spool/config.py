@@ -23,6 +23,8 @@ class Spool:
     durability: Literal["disk", "process"] = "disk"
 
     def __post_init__(self) -> None:
+        if not os.fspath(self.path):
+            raise ValueError(f"spool={self.path!r}: name the folder that holds the spool")
         if self.durability not in ("disk", "process"):
             raise ValueError(
                 f"durability={self.durability!r}: choose 'disk' (survives power loss) or 'process' (survives SIGKILL)"

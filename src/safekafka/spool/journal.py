@@ -110,26 +110,36 @@ class Journal:
                         "INSERT INTO record (seq, fields, crc) VALUES (?, ?, ?)",
                         [(seq, data, zlib.crc32(data)) for seq, data in enumerate(encoded, first)],
                     )
+                self.last_seq += len(encoded)
+                self.count += len(encoded)
+                self.bytes += sum(map(len, encoded))
             except SafeKafkaError:
                 raise
             except BaseException:  # a signal handler raised: only the file knows whether the commit was made
                 self._count()
                 raise
-            self.last_seq += len(encoded)
-            self.count += len(encoded)
-            self.bytes += sum(map(len, encoded))
             return first
 
-    def read(self, first: int, last: int, limit: int) -> list[StoredRecord]:
-        """At most `limit` records with sequence numbers from `first` to `last`, ascending."""
+    def read(self, first: int, last: int, limit: int, max_bytes: int) -> list[StoredRecord]:
+        """Records with sequence numbers from `first` to `last`, ascending: at most `limit`, and no more once
+        `max_bytes` are reached (so at least one, if there is any)."""
+        records: list[StoredRecord] = []
+        size = 0
         try:
-            rows = self._reader.execute(
-                "SELECT seq, fields, crc FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
-                (first, last, limit),
-            ).fetchall()
+            with contextlib.closing(
+                self._reader.execute(
+                    "SELECT seq, fields, crc FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
+                    (first, last, limit),
+                )
+            ) as rows:
+                for seq, data, crc in rows:
+                    records.append(StoredRecord(seq, self._checked(seq, data, crc), len(data)))
+                    size += len(data)
+                    if size >= max_bytes:
+                        break
         except sqlite3.Error as error:
             raise _storage_error(error, self._path) from error
-        return [StoredRecord(seq, self._checked(seq, data, crc), len(data)) for seq, data, crc in rows]
+        return records
 
     def delete(self, seqs: Iterable[int], freed: int) -> None:
         """Kafka has these; `freed` is the sum of their sizes."""

@@ -3,12 +3,12 @@ until it has it.
 
 Threads
 - Callers: `send` appends and commits on the caller's thread; `flush` waits; `close` stops the sender and waits for it.
-- The sender thread: alone feeds, polls and rebuilds the client, reads and deletes journal rows, resolves receipts.
+- The sender thread: feeds and rebuilds the client, reads and deletes journal rows, resolves receipts.
 
 Locks, in this order: `_appending` (a row is written, its receipt registered and the row announced to the sender in one
-step, so the sender never reads a row whose receipt it can't find), then the journal's own. `_changed` (a condition:
+step, so the sender never reads a row whose receipt it can't find), then the journal's own. `_progress` (a condition:
 "appended" towards an idle sender, "acknowledged" towards waiting callers) is taken alone. No user code runs under any
-of them.
+of them. `_appender` is the thread that holds `_appending`: a signal handler on top of it must not wait for the lock.
 
 Order of records (P3): rows are read by ascending sequence number and handed over in that order. As soon as one of them
 comes back with an error, feeding stops, everything in flight is waited for, what was delivered is deleted, and reading
@@ -18,7 +18,7 @@ not a verdict on a record, so what failed is then sent one by one, and only a re
 Nothing expires (`message.timeout.ms=0`), so an outage produces no error at all.
 
 Known limits of this first version: a topic that refuses records holds back the topics behind it; rows are always read
-back from the disk.
+back from the disk; a row that is damaged on the disk stops the sender.
 """
 
 from __future__ import annotations
@@ -34,34 +34,31 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from safekafka.client import ClusterWatch
 from safekafka.errors import (
-    ClosedError,
     DeliveryFailed,
     DeliveryUnknown,
     InvalidRecordError,
-    ProducerFatalError,
     SafeKafkaError,
     SpoolFullError,
     SpoolUnusableError,
 )
 from safekafka.observe import Event, emit
-from safekafka.producer.direct import refusal_of
-from safekafka.producer.outcomes import OnUndelivered, Unobserved
-from safekafka.producer.ownthread import refuse_on
+from safekafka.producer.outcomes import OnUndelivered
 from safekafka.producer.receipt import Receipt
+from safekafka.producer.way import PURGE_SECONDS, Way
 from safekafka.record import Fields, as_record
 from safekafka.spool.config import Spool
 from safekafka.spool.journal import Journal, RejectedRecord, StoredRecord
-from safekafka.verdict import Verdict, judge
+from safekafka.verdict import Verdict, judge, refusal_of
 
 _WINDOW_RECORDS = 10_000  # with the client at any time: bounds memory, and the duplicates of a crash
 _WINDOW_BYTES = 32 << 20
 _READ_ROWS = 1_000
+_READ_BYTES = 8 << 20
 _ACK_ROWS = 1_000
 _ACK_SECONDS = 0.1
 _POLL_SECONDS = 0.01
 _IDLE_SECONDS = 0.5
 _BACKOFF_SECONDS = (0.1, 5.0)
-_PURGE_SECONDS = 5.0
 _FATAL_WAIT_SECONDS = 30.0  # requests in flight at a fatal error may still succeed; their reports are waited for
 
 
@@ -71,8 +68,8 @@ class _Failure(NamedTuple):
     alone: bool  # nothing else was in the same batch, so the verdict is on this record
 
 
-class SpooledDelivery:
-    """Owns the journal and the client. Made open; `close` ends it for good; what is left stays on the disk."""
+class SpooledDelivery(Way):
+    """Owns the journal. Made open; `close` ends it for good; what is left stays on the disk."""
 
     def __init__(
         self,
@@ -83,21 +80,18 @@ class SpooledDelivery:
         max_block: float,
         on_undelivered: OnUndelivered | None,
     ) -> None:
-        self.client, self._watch = make_client()  # first: bad settings must not leave a folder behind
+        client, watch = make_client()  # first: bad settings must not leave a folder behind
+        super().__init__(client, watch, on_undelivered, "safekafka-spool-sender")
         self._journal = Journal(spool)
         self._make_client = make_client
         self._spool = spool
         self._max_record_bytes = max_record_bytes
         self._max_block = max_block
-        self.failures = Unobserved(on_undelivered)
-        self._refusal: SafeKafkaError | None = None  # why send() no longer accepts; None while open
         self._appending = threading.Lock()
-        self._changed = threading.Condition()
+        self._appender: int | None = None
         self._idle = False
-        self._drain_until: float | None = None  # set by close(): monotonic
-        self._ended = False  # the sender thread is through: journal and client are closed
-        # Receipts of this process by sequence number: weak, so a program that keeps none pays no memory in a long
-        # outage ...
+        # Receipts of this process by sequence number: weak, so a program that keeps none pays no memory in an outage
+        # ...
         self._receipts: weakref.WeakValueDictionary[int, Receipt] = weakref.WeakValueDictionary()
         # ... but one that somebody waits for, or that has a callback, is kept until it is resolved.
         self._watched: set[Receipt] = set()
@@ -109,7 +103,6 @@ class SpooledDelivery:
         self._in_flight: dict[int, StoredRecord] = {}  # by ascending sequence number
         self._in_flight_bytes = 0
         self._delivered: list[StoredRecord] = []  # Kafka has them; not yet deleted here
-        self._delivered_total = 0
         self._acked_at = time.monotonic()
         self._failed: list[_Failure] = []
         self._one_by_one_to = 0  # up to this sequence number records are sent singly
@@ -126,7 +119,6 @@ class SpooledDelivery:
                 records=self._journal.count,
                 bytes=self._journal.bytes,
             )
-        self._thread = threading.Thread(target=self._run, name="safekafka-spool-sender", daemon=True)
         self._thread.start()
 
     # ---- callers
@@ -139,70 +131,52 @@ class SpooledDelivery:
         if size > self._max_record_bytes:  # the client would refuse it, but after it was accepted
             raise InvalidRecordError(
                 topic,
-                [
-                    f"{size} bytes are more than message.max.bytes={self._max_record_bytes}: make it smaller or "
-                    f"raise the limit"
-                ],
+                [f"{size} bytes are more than message.max.bytes={self._max_record_bytes}: make it smaller or raise it"],
             )
         # The time of send(), not of the drain after an outage.
         fields = (topic, value, key, headers, partition, timestamp or int(time.time() * 1000))
         if self._journal.bytes >= self._spool.max_bytes:
             self._wait_for_room()
+        if self._interrupted_send():
+            raise SafeKafkaError(
+                "send() from a signal handler that interrupted a send() of the same thread. "
+                "Remedy: let the handler set a flag, and send from the program."
+            )
         receipt = Receipt(self, fields, 0.0, spooled=True)
         with self._appending:
-            if self._refusal is not None:  # closed while we waited; the journal is closed then
-                raise self._refusal
-            seq = self._journal.append([fields])
-            self._receipts[seq] = receipt
-            self._announced = seq
+            self._appender = threading.get_ident()
+            try:
+                if self._refusal is not None:  # closed while we waited; the journal may be closed too
+                    raise self._refusal
+                seq = self._journal.append([fields])
+                self._receipts[seq] = receipt
+                self._announced = seq
+            finally:
+                self._appender = None
         if self._idle:
-            with self._changed:
-                self._changed.notify_all()
+            self._notify()
         return receipt
 
     def flush(self, timeout: float | None) -> int:
         """Wait until Kafka has every record accepted before. Returns how many of them are still in the spool."""
-        refuse_on(self._thread, "flush()")
+        self.check_owned()
+        self.refuse_inside_callback("flush()")
         target = self._announced
         if self._wait(lambda: self._open_from > target or self._ended, timeout):
             return 0 if self._open_from > target else len(self)
         return self._journal.count_up_to(target)
 
-    def close(self, timeout: float) -> None:
-        """Send what is in the spool, for at most `timeout` seconds; what is left then stays on the disk for the next
-        start."""
-        refuse_on(self._thread, "close()")
-        with self._appending:
-            if self._refusal is None:
-                self._refusal = ClosedError("the producer is closed. Remedy: make a new SafeProducer.")
-        with self._changed:
-            if self._drain_until is None:
-                self._drain_until = time.monotonic() + timeout
-            self._changed.notify_all()
-        self._thread.join()
-
     def __len__(self) -> int:
+        self.check_owned()
         return self._journal.count
 
     def rejected(self) -> list[RejectedRecord]:
-        if self._ended:
-            raise self._refusal or ClosedError("the producer is closed")
+        self.check_owned()
+        if self._ended and self._refusal is not None:
+            raise self._refusal
         return self._journal.rejected()
 
-    def disown(self) -> None:
-        """In a forked child: journal, lock and client stayed in the parent; nothing of them may be touched here."""
-        self._refusal = ClosedError(
-            "this producer and its spool belong to the parent process, which still delivers what it accepted there. "
-            "Remedy: make a SafeProducer in the child, after the fork, with a spool folder of its own."
-        )
-
     # ---- what receipts ask of their owner
-
-    def resolving_thread(self) -> threading.Thread:
-        return self._thread
-
-    def observed(self, receipt: Receipt) -> None:
-        self.failures.observed(receipt)
 
     def watched(self, receipt: Receipt) -> None:
         self._watched.add(receipt)
@@ -212,52 +186,43 @@ class SpooledDelivery:
     # ---- inside, callers' threads
 
     def _wait_for_room(self) -> None:
-        if threading.current_thread() is self._thread:
+        if self.on_own_thread():
             raise SpoolFullError("the spool is full, and this callback runs on the thread that makes room in it")
-        if not self._wait(
-            lambda: self._journal.bytes < self._spool.max_bytes or self._refusal is not None, self._max_block
-        ):
+
+        def has_room() -> bool:
+            return self._journal.bytes < self._spool.max_bytes or self._refusal is not None
+
+        if not self._wait(has_room, self._max_block):
             raise SpoolFullError(
                 f"the spool {str(self._spool.folder)!r} held max_bytes={self._spool.max_bytes} for "
-                f"max_block={self._max_block} s; "
-                f"the record was not accepted, nothing was dropped.{self._watch.diagnosis()} "
-                "Remedy: send again later, or raise Spool(max_bytes=...)."
+                f"max_block={self._max_block} s; the record was not accepted, nothing was dropped."
+                f"{self._watch.diagnosis()} Remedy: send again later, or raise Spool(max_bytes=...)."
             )
 
-    def _wait(self, until: Callable[[], bool], timeout: float | None) -> bool:
-        with self._changed:
-            return self._changed.wait_for(until, timeout)
+    def _interrupted_send(self) -> bool:
+        return self._appender == threading.get_ident()
 
     # ---- the sender thread
 
-    def _run(self) -> None:
-        try:
-            while self._drain_until is None or (self._open() and time.monotonic() < self._drain_until):
-                try:
-                    self._step()
-                except (
-                    SpoolUnusableError,
-                    SpoolFullError,
-                ) as error:  # the disk refused a read or a deletion: again later
+    def _work(self) -> None:
+        while self._drain_until is None or (self._open() and time.monotonic() < self._drain_until):
+            try:
+                self._step()
+            except (SpoolUnusableError, SpoolFullError) as error:  # the disk refused a read or a deletion: again later
+                if time.monotonic() >= self._not_before:
                     emit(Event.SPOOL_SENDER_FAILING, error=str(error))
-                    self._pause()
-                    self._poll(_POLL_SECONDS)
-            self._end()
-        except BaseException as error:  # noqa: BLE001 - the cause is raised by every later call
-            emit(Event.THREAD_DIED, thread="safekafka-spool-sender", error=repr(error))
-            refusal = ProducerFatalError(
-                f"the spool's sender thread ended: {error}. What was accepted is on the disk in "
-                f"{str(self._spool.folder)!r}. "
-                "Remedy: mend the cause and start again."
+                self._pause()
+                self._poll(_ACK_SECONDS)
+        if self._in_flight:
+            self._purge()  # or the client would go on sending records that we no longer see acknowledged
+        self._acknowledge(at_once=True)
+        if self._journal.count:
+            emit(
+                Event.SPOOL_LEFT,
+                spool=str(self._spool.folder),
+                records=self._journal.count,
+                remedy="they are sent by the next start of a producer with this spool",
             )
-            refusal.__cause__ = error
-            self._refusal = refusal
-        finally:
-            self._journal.close()
-            self._abandon_receipts()
-            self._ended = True
-            with self._changed:
-                self._changed.notify_all()
 
     def _step(self) -> None:
         fed = 0
@@ -281,14 +246,9 @@ class SpooledDelivery:
         fed = 0
         if time.monotonic() < self._not_before or len(self._delivered) > _WINDOW_RECORDS:
             return fed
-        while not self._failed:
-            if not self._rows:
-                announced = self._announced
-                if self._cursor > announced:
-                    break
-                self._rows.extend(self._journal.read(self._cursor, announced, _READ_ROWS))
-                self._cursor = self._rows[-1].seq + 1 if len(self._rows) == _READ_ROWS else announced + 1
-                continue
+        while fed < _READ_ROWS:
+            if not self._rows and not self._read():
+                break
             row = self._rows[0]
             single = row.seq <= self._one_by_one_to
             if self._in_flight and (single or self._single or self._window_full(row)):
@@ -296,22 +256,35 @@ class SpooledDelivery:
             try:
                 self._hand_over(row)
             except BufferError:
+                if not self._in_flight:  # else reports will make room
+                    self._fail_alone(
+                        KafkaError(KafkaError._QUEUE_FULL, "the client's buffer has no room for this record")
+                    )
                 break
             except KafkaException as error:
-                self._rows.popleft()
-                self._failed.append(_Failure(row, error.args[0], alone=True))
+                self._fail_alone(error.args[0])
                 break
             self._rows.popleft()
             self._in_flight[row.seq] = row
             self._in_flight_bytes += row.size
             self._single = single
             fed += 1
-            if fed >= _READ_ROWS:
-                break
         return fed
+
+    def _read(self) -> bool:
+        """Read the next rows from the disk; False if there are none."""
+        announced = self._announced
+        if self._cursor > announced:
+            return False
+        self._rows.extend(self._journal.read(self._cursor, announced, _READ_ROWS, _READ_BYTES))
+        self._cursor = self._rows[-1].seq + 1 if self._rows else announced + 1
+        return bool(self._rows)
 
     def _window_full(self, row: StoredRecord) -> bool:
         return len(self._in_flight) >= _WINDOW_RECORDS or self._in_flight_bytes + row.size > _WINDOW_BYTES
+
+    def _fail_alone(self, error: KafkaError) -> None:
+        self._failed.append(_Failure(self._rows.popleft(), error, alone=True))
 
     def _hand_over(self, row: StoredRecord) -> None:
         topic, value, key, headers, partition, timestamp = row.fields
@@ -332,7 +305,6 @@ class SpooledDelivery:
                 self._on_fatal(error)
             return
         self._delivered.append(row)
-        self._delivered_total += 1
         self._backoff = _BACKOFF_SECONDS[0]
         self._watch.alive()
         topic = row.fields[0]
@@ -345,28 +317,18 @@ class SpooledDelivery:
             self._watched.discard(receipt)
 
     def _poll(self, seconds: float) -> None:
-        try:
-            if self._single:
-                self.client.flush(seconds)  # as poll(), but a lone record need not wait for linger.ms
-            else:
-                self.client.poll(seconds)
-        except (
-            KafkaException
-        ) as error:  # a fatal error is raised out of poll(); the remaining reports come with the next one
-            if judge(error.args[0]) is not Verdict.FATAL:
-                raise
-            self._on_fatal(error.args[0])
+        self._serve(seconds, at_once=self._single)  # a lone record need not wait for linger.ms
 
     def _rest(self) -> None:
         """Nothing is in flight: sleep until something is appended, or the pause is over."""
-        with self._changed:
+        with self._progress:
             self._idle = True
             waits = self._cursor > self._announced and not self._rows and not self._failed and self._fatal is None
             paused = self._not_before - time.monotonic()
             if waits and self._drain_until is None:
-                self._changed.wait(_ACK_SECONDS if self._delivered else _IDLE_SECONDS)
+                self._progress.wait(_ACK_SECONDS if self._delivered else _IDLE_SECONDS)
             elif paused > 0:
-                self._changed.wait(min(paused, _ACK_SECONDS))
+                self._progress.wait(min(paused, _ACK_SECONDS))
             self._idle = False
 
     def _acknowledge(self, at_once: bool = False) -> None:
@@ -384,9 +346,8 @@ class SpooledDelivery:
             self._cursor,
         )
         if due or open_from != self._open_from:
-            with self._changed:
-                self._open_from = open_from
-                self._changed.notify_all()
+            self._open_from = open_from
+            self._notify()
 
     def _recover(self) -> None:
         """Something came back with an error: settle it, and start again at the lowest row left.
@@ -399,23 +360,28 @@ class SpooledDelivery:
                 return
             self._purge()
         self._acknowledge(at_once=True)
-        failures, self._failed = sorted(self._failed, key=lambda failure: failure.row.seq), []
-        for failure in failures:
-            verdict = judge(failure.error)
-            if verdict is Verdict.RECORD_BOUND and failure.alone:
-                self._reject(failure)
-            elif verdict is Verdict.RECORD_BOUND:
-                self._one_by_one_to = max(self._one_by_one_to, failure.row.seq)
-            elif verdict is Verdict.TOPIC_BOUND:
-                self._block(failure)
-            else:
-                self._pause()
+        sent_again = len(self._failed) + len(self._in_flight)
+        self._failed.sort(key=lambda failure: failure.row.seq, reverse=True)
+        while self._failed:
+            self._settle_failure(self._failed[-1])  # the disk may refuse: then it is settled at the next turn
+            self._failed.pop()
         if self._fatal is not None:
-            self._rebuild(sent_again=len(failures) + len(self._in_flight))
+            self._rebuild(sent_again)
         self._rows.clear()
         self._cursor = (
             1  # what was delivered is deleted, so the lowest row is the oldest record that Kafka may not have
         )
+
+    def _settle_failure(self, failure: _Failure) -> None:
+        verdict = judge(failure.error)
+        if verdict is Verdict.RECORD_BOUND and failure.alone:
+            self._reject(failure)
+        elif verdict is Verdict.RECORD_BOUND:
+            self._one_by_one_to = max(self._one_by_one_to, failure.row.seq)
+        elif verdict is Verdict.TOPIC_BOUND or failure.error.code() == KafkaError._QUEUE_FULL:
+            self._block(failure)
+        else:
+            self._pause()
 
     def _reject(self, failure: _Failure) -> None:
         row, reason = failure.row, refusal_of(failure.error)
@@ -466,31 +432,21 @@ class SpooledDelivery:
 
     def _purge(self) -> None:
         self.client.purge()
-        give_up = time.monotonic() + _PURGE_SECONDS
+        give_up = time.monotonic() + PURGE_SECONDS
         while self._in_flight and time.monotonic() < give_up:
             self._poll(_POLL_SECONDS)
 
-    def _end(self) -> None:
-        if self._in_flight:
-            self._purge()  # or the client would go on sending records that we no longer see acknowledged
-        self._acknowledge(at_once=True)
-        if self._journal.count:
-            emit(
-                Event.SPOOL_LEFT,
-                spool=str(self._spool.folder),
-                records=self._journal.count,
-                remedy="they are sent by the next start of a producer with this spool",
-            )
-
-    def _abandon_receipts(self) -> None:
+    def _settle(self) -> None:
+        with self._appending:  # a send() that got in before the refusal has registered its receipt by now
+            self._journal.close()
         for receipt in list(self._receipts.values()):
             fields = receipt._fields
             if not receipt.done() and fields is not None:
                 receipt._resolve(
                     DeliveryUnknown(
                         f"record for topic {fields[0]!r} is on the disk in {str(self._spool.folder)!r}, not "
-                        f"known to be in Kafka: "
-                        "the producer ended first. The next start sends it.",
+                        f"known to be "
+                        "in Kafka: the producer ended first. The next start sends it.",
                         as_record(fields),
                     )
                 )
