@@ -51,6 +51,7 @@ _STOPPING = frozenset(
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.FENCED_INSTANCE_ID,
         KafkaError.UNRELEASED_INSTANCE_ID,
+        KafkaError._FATAL,  # its fatal() is False when it comes as a message
         KafkaError._FENCED,
         KafkaError._AUTO_OFFSET_RESET,
     }
