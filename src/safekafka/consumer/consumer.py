@@ -142,8 +142,9 @@ class SafeConsumer:
         """Handle messages until `stop()`, SIGTERM or SIGINT (on the main thread), or a failure that is raised here.
 
         `handler(message)` gets a `confluent_kafka.Message`, sync or async, one message at a time. It ends a message by
-        returning;
-        `raise Reject("reason")` sends it to the dead letter topic at once; any other exception follows `retry`.
+        returning; `raise Reject("reason")` sends it to the dead letter topic at once; any other exception follows
+        `retry`.
+
         Raises `HandlerFailed`, `DeadLetterFailed`, `SafeKafkaError`, `ClosedError`, or what a handler raised that is no
         `Exception`. The consumer is closed when this returns.
         """
@@ -164,6 +165,11 @@ class SafeConsumer:
                     self._take()
                     self._balance()
                     self._commit_if_due()
+            except KafkaException as error:
+                raise SafeKafkaError(
+                    f"the consumer can't go on: {error.args[0].str()} ({error.args[0].name()}). Nothing unhandled was "
+                    "committed. Remedy: start again; what was not committed comes again."
+                ) from error
             finally:
                 self._shut_down()
         if self._worker.failure is not None:
@@ -323,7 +329,11 @@ class SafeConsumer:
             emit(Event.COMMIT_FAILED, error=refusal.name(), detail=refusal.str(), again=again)
             if not again:
                 return
-            self._client.poll(_POLL_SECONDS)  # a message that comes now is not tracked: the next owner's
+            try:
+                self._client.poll(_POLL_SECONDS)  # a message that comes now is not tracked: the next owner's
+            except KafkaException as error:
+                emit(Event.COMMIT_FAILED, error=error.args[0].name(), detail=error.args[0].str(), again=False)
+                return
 
     def _commit_sync(self, offsets: list[TopicPartition], until: float) -> KafkaError | None:
         refusal: KafkaError | None = KafkaError(KafkaError._TIMED_OUT, "no answer in time")
