@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,33 +35,8 @@ from safekafka import (
 from safekafka.producer.direct import DirectDelivery
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
+from tests.mock.conftest import TOPIC
 from tests.processes import wait_until
-
-TOPIC = "orders"
-
-
-@pytest.fixture
-def cluster(kafka_mock: MockCluster) -> MockCluster:
-    kafka_mock.create_topic(TOPIC, partitions=4, replication_factor=3)
-    return kafka_mock
-
-
-@pytest.fixture
-def make(cluster: MockCluster) -> Iterator[Callable[..., SafeProducer]]:
-    """Producers that are ended after the test, whatever became of them."""
-    made: list[SafeProducer] = []
-
-    def make_one(config: dict[str, Any] | None = None, **options: Any) -> SafeProducer:
-        producer = SafeProducer({"bootstrap.servers": cluster.bootstrap_servers, **(config or {})}, **options)
-        made.append(producer)
-        return producer
-
-    yield make_one
-    for producer in made:
-        try:
-            producer.close(0.1)
-        except SafeKafkaError:
-            continue
 
 
 def numbers_in_log(cluster: MockCluster, partition: int | None = None) -> list[int]:

@@ -6,7 +6,7 @@ import gc
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from safekafka import (
     InvalidRecordError,
     ProducerFatalError,
     Receipt,
-    SafeKafkaError,
     SafeProducer,
     Spool,
     SpoolFullError,
@@ -31,14 +30,7 @@ from safekafka.spool.spooled import SpooledDelivery
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
 from safekafka.testing.mock import ApiKey
-
-TOPIC = "orders"
-
-
-@pytest.fixture
-def cluster(kafka_mock: MockCluster) -> MockCluster:
-    kafka_mock.create_topic(TOPIC, partitions=4, replication_factor=3)
-    return kafka_mock
+from tests.mock.conftest import TOPIC
 
 
 @pytest.fixture(autouse=True)
@@ -47,21 +39,11 @@ def all_events(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.fixture
-def make(cluster: MockCluster, tmp_path: Path) -> Iterator[Callable[..., SafeProducer]]:
-    made: list[SafeProducer] = []
-
+def make(make: Callable[..., SafeProducer], tmp_path: Path) -> Callable[..., SafeProducer]:
     def make_one(config: dict[str, Any] | None = None, **options: Any) -> SafeProducer:
-        options.setdefault("spool", tmp_path / "spool")
-        producer = SafeProducer({"bootstrap.servers": cluster.bootstrap_servers, **(config or {})}, **options)
-        made.append(producer)
-        return producer
+        return make(config, **{"spool": tmp_path / "spool", **options})
 
-    yield make_one
-    for producer in made:
-        try:
-            producer.close(0.1)
-        except SafeKafkaError:
-            continue
+    return make_one
 
 
 def numbers(cluster: MockCluster, topic: str = TOPIC) -> list[int]:
