@@ -2,8 +2,7 @@
 events.
 
 Thread: `error_cb` and the user's callbacks run on whichever thread polls the client (the delivery, sender or poll
-thread). No callback may raise into the client: one raising callback inside `consume()` loses the messages taken so far
-(DESIGN 27).
+thread). No callback may raise into the client: one raising callback inside `consume()` loses the messages taken so far.
 """
 
 from __future__ import annotations
