@@ -37,7 +37,7 @@ from safekafka.errors import (
 )
 from safekafka.observe import Event, emit
 from safekafka.producer.outcomes import OnUndelivered
-from safekafka.producer.receipt import Receipt, bounded
+from safekafka.producer.receipt import Receipt
 from safekafka.producer.way import PURGE_SECONDS, Way
 from safekafka.record import Fields, as_record
 from safekafka.verdict import Verdict, judge, refusal_of
@@ -89,23 +89,22 @@ class DirectDelivery(Way):
         """Wait for the receipts of all earlier sends. Returns how many of them are still pending."""
         self.check_owned()
         self.refuse_inside_callback("flush()")
-        timeout = bounded(timeout)
-        end = None if timeout is None else time.monotonic() + timeout
         open_receipts = self._open_receipts()
+
+        def through() -> bool:
+            while open_receipts and open_receipts[0].done():
+                open_receipts.popleft()
+            return not open_receipts or self._ended
+
         with self._progress:
             self._waiting += 1
             self._flushing += 1
             try:
-                while True:
-                    while open_receipts and open_receipts[0].done():
-                        open_receipts.popleft()
-                    left = None if end is None else end - time.monotonic()
-                    if not open_receipts or self._ended or (left is not None and left <= 0):
-                        return sum(not receipt.done() for receipt in open_receipts)
-                    self._progress.wait(left)
+                self._wait(through, timeout)
             finally:
                 self._waiting -= 1
                 self._flushing -= 1
+        return sum(not receipt.done() for receipt in open_receipts)
 
     def __len__(self) -> int:
         self.check_owned()
@@ -143,28 +142,31 @@ class DirectDelivery(Way):
     def _wait_for_room(self, fields: Fields) -> Receipt:
         if self.on_own_thread():
             raise BufferFullError("the buffer is full, and this callback runs on the thread that makes room in it")
-        end = time.monotonic() + self._max_block
+        accepted: list[Receipt] = []
+
+        def handed_over() -> bool:
+            if self._refusal is not None:
+                raise self._refusal
+            try:
+                accepted.append(self._hand_over(fields))
+            except BufferError:
+                return False
+            except KafkaException as error:
+                raise self._refused(fields, error.args[0]) from error
+            return True
+
         with self._progress:
             self._waiting += 1
             try:
-                while True:
-                    if self._refusal is not None:
-                        raise self._refusal
-                    try:
-                        return self._hand_over(fields)
-                    except BufferError:
-                        left = end - time.monotonic()
-                    except KafkaException as error:
-                        raise self._refused(fields, error.args[0]) from error
-                    if left <= 0 or not self._progress.wait(left):
-                        raise BufferFullError(
-                            f"the buffer stayed full for max_block={self._max_block} s; the record was not accepted, "
-                            f"nothing was dropped.{self._watch.diagnosis()} Remedy: send again later, raise "
-                            f"max_block or "
-                            "queue.buffering.max.messages, or use spool= to accept records through an outage."
-                        )
+                if not self._wait(handed_over, self._max_block):
+                    raise BufferFullError(
+                        f"the buffer stayed full for max_block={self._max_block} s; the record was not accepted, "
+                        f"nothing was dropped.{self._watch.diagnosis()} Remedy: send again later, raise max_block or "
+                        "queue.buffering.max.messages, or use spool= to accept records through an outage."
+                    )
             finally:
                 self._waiting -= 1
+        return accepted[0]
 
     def _refused(self, fields: Fields, cause: KafkaError) -> SafeKafkaError:
         """What `send()` raises when `produce()` refused the record: it was not queued, so it is not in Kafka."""

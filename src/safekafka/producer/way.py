@@ -9,8 +9,10 @@ A way belongs to the process that made it. After a fork the child's copy refuses
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -25,6 +27,7 @@ from safekafka.verdict import Verdict, judge
 PURGE_SECONDS = 5.0  # reports of purged records come at once; this bounds a client that gives none
 _CLOSE_MARGIN_SECONDS = 5.0
 _NOTIFY_SECONDS = 0.2
+_LOOK_SECONDS = 1.0  # who waits looks by himself this often, since a notification may have been given up
 _CLOSED = "the producer is closed. Remedy: make a new SafeProducer."
 
 
@@ -61,9 +64,8 @@ class Way:
         if self._thread.is_alive():
             emit(Event.CLOSE_TIMED_OUT, thread=self._thread.name, timeout=timeout)
             raise SafeKafkaError(
-                f"the producer did not end within {timeout} s and a margin: a callback of the program still "
-                f"runs on its "
-                "thread. Remedy: let callbacks return; hold no lock in close() that a callback needs."
+                f"the producer did not end within {timeout} s and a margin: a callback of the program still runs on "
+                "its thread. Remedy: let callbacks return; hold no lock in close() that a callback needs."
             )
 
     def begin_close(self, timeout: float) -> None:
@@ -84,8 +86,8 @@ class Way:
         if self.on_own_thread():
             raise SafeKafkaError(
                 f"{call} inside a delivery callback would wait for ever: this thread is the one that makes the "
-                f"progress. "
-                "Remedy: call it from another thread; receipt.done() and receipt.add_done_callback() work here."
+                f"progress."
+                " Remedy: call it from another thread; receipt.done() and receipt.add_done_callback() work here."
             )
 
     def disown(self) -> None:
@@ -125,9 +127,17 @@ class Way:
         """Whether this thread is inside `send()` already: a signal handler runs on top of it."""
         return False
 
-    def _wait(self, until: Any, timeout: float | None) -> bool:
+    def _wait(self, until: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until the condition holds, for at most `timeout` seconds; whether it does."""
+        timeout = bounded(timeout)
+        end = math.inf if timeout is None else time.monotonic() + timeout
         with self._progress:
-            return bool(self._progress.wait_for(until, bounded(timeout)))
+            while not until():
+                left = end - time.monotonic()
+                if left <= 0:
+                    return False
+                self._progress.wait(min(left, _LOOK_SECONDS))
+        return True
 
     def _notify(self) -> None:
         # Not waited for without a bound: its holder may be the very thread that waits for our end, in a signal handler.
