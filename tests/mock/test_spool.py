@@ -329,6 +329,25 @@ def test_B_S02_a_disk_that_refuses_while_a_failure_is_settled_loses_none_of_the_
     assert numbers(cluster) == [1]
 
 
+def test_P1_receipts_have_an_outcome_although_the_disk_refuses_the_end(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    receipt = producer.send(TOPIC, b"0")
+    journal = producer._way._journal  # type: ignore[union-attr]
+    close = journal.close
+
+    def refusing() -> None:
+        close()
+        raise OSError("disk error")
+
+    monkeypatch.setattr(journal, "close", refusing)
+    producer.close(0.1)
+    assert receipt.status == "unknown"
+    assert "thread_died" in caplog.text
+
+
 def test_a_closed_producer_refuses_and_close_is_idempotent(make: Callable[..., SafeProducer]) -> None:
     producer = make()
     producer.close()

@@ -87,8 +87,7 @@ class DirectDelivery(Way):
 
     def flush(self, timeout: float | None) -> int:
         """Wait for the receipts of all earlier sends. Returns how many of them are still pending."""
-        self.check_owned()
-        self.refuse_inside_callback("flush()")
+        self.check_may_wait("flush()")
         open_receipts = self._open_receipts()
 
         def through() -> bool:
@@ -133,9 +132,8 @@ class DirectDelivery(Way):
                 topic, value, key, partition=partition, on_delivery=report, timestamp=timestamp, headers=headers
             )
         except BaseException:
-            receipt._outcome = DeliveryFailed(
-                "not accepted by send()", as_record(fields)
-            )  # nobody ever gets this receipt
+            # Nobody ever gets this receipt.
+            receipt._outcome = DeliveryFailed("not accepted by send()", as_record(fields))
             raise
         return receipt
 

@@ -26,15 +26,12 @@ class Unobserved:
         self._lock = threading.Lock()
         self._held: dict[Receipt, DeliveryError] = {}
         self._more = 0  # beyond MAX_HELD: counted, not held
-        self._generation = (
-            1  # goes up when the failures were raised: who observes one later must not be subtracted again
-        )
-        self.total = 0
+        # Goes up when the failures were raised: who observes one later must not be subtracted again.
+        self._generation = 1
 
     def fail(self, receipt: Receipt, failure: DeliveryError) -> None:
         """End the receipt with `failure`, told to `on_undelivered` first; counted before anybody can see the
         outcome."""
-        self.total += 1
         if not self._handled(failure):
             with self._lock:
                 receipt._unobserved = self._generation

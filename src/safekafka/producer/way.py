@@ -8,7 +8,6 @@ A way belongs to the process that made it. After a fork the child's copy refuses
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
@@ -177,8 +176,10 @@ class Way:
             self._refusal = self._death
         finally:
             self._ended = True
-            with contextlib.suppress(Exception):
+            try:
                 self._settle()
+            except Exception as error:  # noqa: BLE001 - told, and the end goes on: others wait for it
+                emit(Event.THREAD_DIED, thread=self._thread.name, error=repr(error))
             self.client = cast(Producer, _EndedClient())  # librdkafka's threads end with the last reference
             self._notify()
 

@@ -159,8 +159,7 @@ class SpooledDelivery(Way):
 
     def flush(self, timeout: float | None) -> int:
         """Wait until Kafka has every record accepted before. Returns how many of them are still in the spool."""
-        self.check_owned()
-        self.refuse_inside_callback("flush()")
+        self.check_may_wait("flush()")
         target = self._announced
         if self._wait(lambda: self._open_from > target or self._ended, timeout):
             return 0 if self._open_from > target else len(self)
@@ -437,8 +436,13 @@ class SpooledDelivery(Way):
             self._poll(_POLL_SECONDS)
 
     def _settle(self) -> None:
-        with self._appending:  # a send() that got in before the refusal has registered its receipt by now
-            self._journal.close()
+        try:
+            with self._appending:  # a send() that got in before the refusal has registered its receipt by now
+                self._journal.close()
+        finally:  # though the disk refuses
+            self._abandon_receipts()
+
+    def _abandon_receipts(self) -> None:
         for receipt in list(self._receipts.values()):
             fields = receipt._fields
             if not receipt.done() and fields is not None:
