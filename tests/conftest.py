@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("safekafka", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("safekafka")
 
 
 @pytest.fixture(scope="session")

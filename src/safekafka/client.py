@@ -80,6 +80,11 @@ class ClusterWatch:
         self._unreachable_since: float | None = None
         self._authentication_failed = False
 
+    @property
+    def unreachable_since(self) -> float:
+        """When the last broker went away (monotonic), if none has answered since; else 0."""
+        return self._unreachable_since or 0.0
+
     def on_error(self, error: KafkaError) -> None:
         code = error.code()
         if code == KafkaError._ALL_BROKERS_DOWN:
@@ -143,11 +148,15 @@ def isolated(callback: Callable[..., Any], name: str) -> Callable[..., None]:
 
 
 def build_client(
-    kind: type[_Client], settings: Config, problems: Sequence[SettingProblem] = ()
+    kind: type[_Client],
+    settings: Config,
+    problems: Sequence[SettingProblem] = (),
+    watch: ClusterWatch | None = None,
 ) -> tuple[_Client, ClusterWatch]:
-    """The client and its watch. Raises `UnsafeConfigError` with `problems` and with all that the client itself
-    refuses."""
-    watch = ClusterWatch(str(settings.get("bootstrap.servers")), settings.get("error_cb"))
+    """The client and its watch: the given one, where this client takes the place of another or stands beside it.
+
+    Raises `UnsafeConfigError` with `problems` and with all that the client itself refuses."""
+    watch = watch or ClusterWatch(str(settings.get("bootstrap.servers")), settings.get("error_cb"))
     complete = {**settings, "error_cb": watch.on_error}
     for name in _ISOLATED_CALLBACKS:
         if callable(complete.get(name)):

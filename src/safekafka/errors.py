@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
 
+    from safekafka.producer.receipt import Receipt
     from safekafka.record import Record
 
 __all__ = [
@@ -72,7 +73,14 @@ class InvalidRecordError(SafeKafkaError, ValueError):
 
 
 class BufferFullError(SafeKafkaError, BufferError):
-    """No room for the record within `max_block` seconds. The record was not accepted; nothing was dropped."""
+    """No room for the record within `max_block` seconds. The record was not accepted; nothing was dropped.
+
+    `receipts`: those of `send_many()` that were accepted before it, in order; the records behind them were not.
+    """
+
+    def __init__(self, message: str, receipts: Sequence[Receipt] = ()) -> None:
+        super().__init__(message)
+        self.receipts = tuple(receipts)
 
 
 class DeliveryError(SafeKafkaError):
@@ -85,6 +93,7 @@ class DeliveryError(SafeKafkaError):
         super().__init__(message)
         self.record = record
         self.error = error
+        self._unobserved = 0  # kept by `producer.outcomes.Unobserved`: the generation that counts this failure
 
 
 class DeliveryFailed(DeliveryError):  # noqa: N818 - fixed name of the public API
@@ -114,7 +123,7 @@ class UndeliveredError(SafeKafkaError):
         )
 
 
-class ClosedError(SafeKafkaError):
+class ClosedError(SafeKafkaError, RuntimeError):
     """The producer or consumer is closed, or belongs to another process."""
 
 

@@ -6,6 +6,7 @@ user.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -24,6 +25,9 @@ _MAX_TOPIC = 249  # org.apache.kafka.common.internals.Topic.MAX_NAME_LENGTH
 _TOPIC_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _MAX_PARTITION = 2**31 - 1
 _MAX_TIMESTAMP = 2**63 - 1
+# What the client adds to key, value and headers when it weighs a record against message.max.bytes: the largest varints
+# that may surround them (librdkafka's rdkafka_proto.h, RD_KAFKAP_MESSAGE_V2_MAX_OVERHEAD).
+_OVERHEAD = 36
 _known_topics: set[str] = set()  # names that passed the check; bounded, see topic_problem
 
 
@@ -59,9 +63,27 @@ def checked(
     headers: Headers | None,
     partition: int | None,
     timestamp: int | None,
+    max_bytes: int | None = None,
 ) -> Fields:
     """The record's fields in the form that the client and the spool take; `InvalidRecordError` names every problem at
-    once."""
+    once.
+
+    `max_bytes`: the client's message.max.bytes, to refuse before anything is queued what the client would refuse.
+    """
+    # The commonest record, which needs no conversion, first and in few steps. What follows checks all of it as well.
+    if (
+        not headers
+        and partition is None
+        and timestamp is None
+        and type(topic) is str
+        and topic in _known_topics
+        and type(value) is bytes
+    ):
+        if key is None:
+            if max_bytes is None or len(value) <= max_bytes - _OVERHEAD:
+                return topic, value, None, None, -1, 0
+        elif type(key) is bytes and (max_bytes is None or len(value) + len(key) <= max_bytes - _OVERHEAD):
+            return topic, value, key, None, -1, 0
     problems: list[str] = []
     if type(topic) is not str or topic not in _known_topics:
         problem = topic_problem(topic)
@@ -72,26 +94,74 @@ def checked(
     if key is not None and type(key) is not bytes:
         key = _as_bytes("key", key, problems)
     pairs = None if not headers else _header_list(headers, problems)
+    if max_bytes is not None:
+        # As librdkafka's rd_kafka_msg_max_wire_size: what the record may need in a request, before compression.
+        size = len(value or b"") + len(key or b"") + _OVERHEAD
+        if pairs:
+            size += _header_bytes(pairs)
+        if size > max_bytes:
+            problems.append(_too_large(size, max_bytes, value, key))
     if partition is None:
         partition = -1
-    elif not _is_int(partition) or not 0 <= partition <= _MAX_PARTITION:
-        problems.append(
-            f"partition {partition!r} is not a number from 0 on: leave it out to let the partitioner choose"
-        )
+    else:
+        number = _as_int(partition)
+        if number is None or not 0 <= number <= _MAX_PARTITION:
+            problems.append(
+                f"partition {partition!r} is not a number from 0 on: leave it out to let the partitioner choose"
+            )
+        else:
+            partition = number
     if timestamp is None:
         timestamp = 0
-    elif not _is_int(timestamp) or not 0 < timestamp <= _MAX_TIMESTAMP:
-        problems.append(f"timestamp {timestamp!r} is not a positive int: give milliseconds since the epoch")
+    else:
+        number = _as_int(timestamp)
+        if number is None or not 0 < number <= _MAX_TIMESTAMP:
+            problems.append(
+                f"timestamp {timestamp!r} is not a positive int: give whole milliseconds since the epoch, "
+                "or leave it out for the present time"
+            )
+        else:
+            timestamp = number
     if problems:
         raise InvalidRecordError(topic, problems)
     return topic, value, key, pairs, partition, timestamp
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _header_bytes(headers: HeaderList) -> int:
+    """As librdkafka's rd_kafka_headers_serialized_size."""
+    size = 0
+    for name, value in headers:
+        name_size, value_size = len(name.encode()), len(value or b"")
+        size += _varint_size(name_size) + name_size + _varint_size(value_size) + value_size
+    return size
+
+
+def _varint_size(number: int) -> int:
+    return (number.bit_length() + 7) // 7  # seven bits in a byte, and one bit of all for the sign
+
+
+def _too_large(size: int, max_bytes: int, value: bytes | None, key: bytes | None) -> str:
+    in_value, in_key = len(value or b""), len(key or b"")
+    return (
+        f"{size} bytes (value {in_value}, key {in_key}, headers and frame {size - in_value - in_key}) are more than "
+        f"message.max.bytes={max_bytes}: make it smaller, or raise message.max.bytes here and max.message.bytes of "
+        "the topic"
+    )
+
+
+def _as_int(value: object) -> int | None:
+    """Whole numbers of any kind, as the raw client takes them; but no bool, which is a mistaken argument."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _is_utf8(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -130,21 +200,24 @@ def _as_bytes(what: str, value: object, problems: list[str]) -> bytes | None:
 def _header_list(headers: Headers, problems: list[str]) -> HeaderList:
     pairs: HeaderList = []
     items: Sequence[tuple[str, Bytes]]
-    if isinstance(headers, Mapping):
-        items = list(headers.items())
-    elif isinstance(headers, (list, tuple)):
+    if isinstance(headers, (list, tuple)):
         items = headers
+    elif isinstance(headers, Mapping):
+        items = list(headers.items())
     else:
         problems.append(f"headers must be a dict or a list of (name, value), not {type(headers).__name__}")
         return pairs
-    for item in items:
+    for position, item in enumerate(items):
         if not isinstance(item, tuple) or len(item) != 2:
-            problems.append(f"header {item!r} is not a pair (name, value)")
+            # Its content may be a secret, as of a header "authorization".
+            problems.append(f"header {position} is a {type(item).__name__}, not a tuple (name, value)")
             continue
         name, value = item
         if not isinstance(name, str) or "\0" in name or not _is_utf8(name):
             # A C string in the client: it would be cut at the NUL, or crash the process.
             problems.append(f"header name {name!r} must be a str without NUL characters and lone surrogates")
             continue
-        pairs.append((name, _as_bytes(f"header {name!r}", value, problems) if value is not None else None))
+        if value is not None and type(value) is not bytes:
+            value = _as_bytes(f"header {name!r}", value, problems)
+        pairs.append((name, value))
     return pairs

@@ -25,6 +25,7 @@ _ALIASES = {
     "message.send.max.retries": "retries",
     "delivery.timeout.ms": "message.timeout.ms",
     "auto.commit.enable": "enable.auto.commit",
+    "linger.ms": "queue.buffering.max.ms",
     "dr_cb": "on_delivery",
     "dr_msg_cb": "on_delivery",
 }
@@ -90,9 +91,14 @@ _PRODUCER_RULES = {
         "leave it out (5), or set 1 for the stricter choice.",
     ),
     "retries": _Rule(
-        _between(1, _MAX_INT),
-        "without retries every passing fault of a broker loses records.",
-        "leave it out; retries are bounded by delivery_timeout.",
+        _between(_MAX_INT, _MAX_INT),
+        "a client that runs out of retries can't tell whether the record is in Kafka.",
+        "leave it out; retries are bounded by delivery_timeout= (seconds), and with a spool they never end.",
+    ),
+    "enable.gapless.guarantee": _Rule(
+        _is_true,
+        "a batch that a broker refuses would be overtaken by the records behind it.",
+        "leave it out; it is on.",
     ),
     "message.timeout.ms": _Rule(
         _never,
@@ -142,11 +148,10 @@ _PRODUCER_SET = {
     "enable.idempotence": True,
     # The client's own clock stays off: delivery_timeout is ours, and lies on the receipt.
     "message.timeout.ms": 0,
+    # A batch that is refused stops the client instead of letting later batches pass it by: it is sent again first.
+    "enable.gapless.guarantee": True,
     "allow.auto.create.topics": False,
 }
-# Under a spool a failed batch stops the client instead of letting later batches pass it by: the spool sends it again
-# first.
-_SPOOLED_SET = {"enable.gapless.guarantee": True}
 _PRODUCER_DEFAULTS = {"queue.buffering.max.messages": 500_000}
 _CONSUMER_SET = {"enable.auto.commit": False, "enable.auto.offset.store": False, "check.crcs": True}
 _CONSUMER_DEFAULTS = {"auto.offset.reset": "earliest", "allow.auto.create.topics": False}
@@ -159,7 +164,7 @@ def message_max_bytes(settings: Mapping[str, Any]) -> int:
     return _as_int(settings.get("message.max.bytes")) or 1_000_000  # librdkafka's default
 
 
-def producer_settings(config: Mapping[str, Any], spooled: bool = False) -> tuple[Config, list[SettingProblem]]:
+def producer_settings(config: Mapping[str, Any]) -> tuple[Config, list[SettingProblem]]:
     """The settings for the raw producer, and every problem found in `config` (those settings are left out of the
     result)."""
     settings, problems = _judge(config, _PRODUCER_RULES, required=("bootstrap.servers",))
@@ -182,15 +187,18 @@ def producer_settings(config: Mapping[str, Any], spooled: bool = False) -> tuple
                 "make the buffer larger than the largest record.",
             )
         )
-    retries = _as_int(settings.get("retries", _MAX_INT))
-    if spooled and retries is not None and 0 < retries < _MAX_INT:
-        problems.append(
-            SettingProblem(
-                "retries", retries, "a spooled record is tried until Kafka has it.", "leave it out with a spool."
-            )
-        )
-    enforced = {**_PRODUCER_SET, **_SPOOLED_SET} if spooled else _PRODUCER_SET
-    return {**_PRODUCER_DEFAULTS, **settings, **enforced}, problems
+    return {**_PRODUCER_DEFAULTS, **settings, **_PRODUCER_SET}, problems
+
+
+def buffer_limits(settings: Mapping[str, Any]) -> tuple[int, int]:
+    """The client's buffer: records (its 0 is "no limit"), bytes."""
+    records = _as_int(settings.get("queue.buffering.max.messages", 100_000)) or _MAX_INT
+    return records, (_as_int(settings.get("queue.buffering.max.kbytes", 1_048_576)) or 0) * 1024
+
+
+def linger_seconds(settings: Mapping[str, Any]) -> float:
+    """How long the client waits for a batch to fill."""
+    return float(settings.get("queue.buffering.max.ms", 5)) / 1000
 
 
 def consumer_settings(config: Mapping[str, Any], drain_timeout: float) -> tuple[Config, list[SettingProblem]]:

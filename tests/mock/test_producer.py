@@ -12,7 +12,6 @@ import textwrap
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from safekafka import (
     SafeProducer,
     UndeliveredError,
 )
-from safekafka.producer.direct import DirectDelivery
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
 from tests.mock.conftest import TOPIC
@@ -256,29 +254,6 @@ def test_with_block_delivers_what_was_sent_also_when_its_body_raises(cluster: Mo
     assert numbers_in_log(cluster) == [7]
 
 
-def test_a_fatal_client_error_ends_what_is_in_flight_and_refuses_new_records(
-    cluster: MockCluster, make: Callable[..., SafeProducer], caplog: pytest.LogCaptureFixture
-) -> None:
-    producer = make()
-    producer.send(TOPIC, b"0").result(10)
-    cluster.set_broker_down()
-    receipts = [producer.send(TOPIC, str(n)) for n in range(100)]
-    cluster.trigger_fatal_error(producer, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "lost the thread")
-    reason = ""
-    while "lost the thread" not in reason:
-        try:
-            receipts.append(producer.send(TOPIC, b"1"))
-        except ProducerFatalError as error:
-            reason = str(error)
-        time.sleep(0.01)
-    assert "Remedy" in reason
-    cluster.set_broker_up()
-    with pytest.raises(UndeliveredError):
-        producer.close(1)
-    assert all(receipt.done() for receipt in receipts)
-    assert "producer_fatal" in caplog.text
-
-
 def test_P1_an_error_inside_the_delivery_thread_is_raised_by_every_later_call(
     cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +264,7 @@ def test_P1_an_error_inside_the_delivery_thread_is_raised_by_every_later_call(
     def broken() -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(producer._way, "_expire", broken)
+    monkeypatch.setattr(producer._way, "_look", broken)
     assert receipt.exception(30) is not None
     for call in (lambda: producer.send(TOPIC, b"1"), producer.flush, producer.close):
         with pytest.raises(ProducerFatalError, match="injected"):
@@ -481,32 +456,6 @@ def test_P1_a_callback_that_exits_the_program_does_not_end_the_delivery_thread(
         producer.flush(30)
     assert all(receipt.status == "unknown" for receipt in receipts)
     producer.send(TOPIC, b"1").add_done_callback(lambda _: None)
-
-
-def test_B_P10_flush_and_len_see_every_pending_record_while_the_list_is_compacted(
-    cluster: MockCluster, make: Callable[..., SafeProducer]
-) -> None:
-    cluster.set_broker_down()
-    producer = make()
-    way = producer._way
-    assert isinstance(way, DirectDelivery)
-    seen: list[int] = []
-
-    class Compacting(deque[Receipt]):
-        """Lets another thread count at the moment when all receipts are out of the list."""
-
-        def extendleft(self, receipts: Any) -> None:
-            counting = threading.Thread(target=lambda: seen.append(len(producer)), daemon=True)
-            counting.start()
-            counting.join(0.3)
-            super().extendleft(receipts)
-
-    way._pending = Compacting()
-    way._compact_at = 50
-    for n in range(100):
-        producer.send(TOPIC, str(n)).add_done_callback(lambda _: None)
-    wait_until(lambda: bool(seen), 30, "compaction")
-    assert seen[0] == 100
 
 
 def test_P4_close_is_bounded_although_a_callback_never_returns(

@@ -10,6 +10,7 @@ import pytest
 from safekafka import Delivery, DeliveryFailed, DeliveryUnknown, Receipt, Record, SafeKafkaError, UndeliveredError
 from safekafka.errors import DeliveryError
 from safekafka.producer.outcomes import MAX_HELD, Unobserved
+from safekafka.producer.receipt import awaken
 from safekafka.record import Fields
 
 FIELDS: Fields = ("orders", b"v", b"k", None, -1, 0)
@@ -31,13 +32,16 @@ class Owner:
     def watched(self, receipt: Receipt) -> None:
         return
 
+    def wake(self, loop: asyncio.AbstractEventLoop, awaiting: asyncio.Future[None]) -> None:
+        awaken(loop, [awaiting])
+
 
 def unknown() -> DeliveryUnknown:
     return DeliveryUnknown("no report", Record("orders", b"v", b"k"))
 
 
 def test_a_new_receipt_is_pending_and_holds_its_record() -> None:
-    receipt = Receipt(Owner(), FIELDS, 0.0)
+    receipt = Receipt(Owner(), FIELDS)
     assert (receipt.status, receipt.done(), receipt.durable) == ("pending", False, False)
     assert receipt.record == Record("orders", b"v", b"k")
     with pytest.raises(TimeoutError, match="still on its way"):
@@ -50,14 +54,14 @@ def test_P1_delivered_failed_and_unknown_are_told_apart() -> None:
         (DeliveryFailed("too large", Record("orders")), "failed"),
         (unknown(), "unknown"),
     ):
-        receipt = Receipt(Owner(), FIELDS, 0.0)
+        receipt = Receipt(Owner(), FIELDS)
         receipt._resolve(outcome)
         assert receipt.status == status
         assert receipt.done()
 
 
 def test_a_delivered_receipt_lets_its_payload_go_and_is_durable() -> None:
-    receipt = Receipt(Owner(), FIELDS, 0.0)
+    receipt = Receipt(Owner(), FIELDS)
     receipt._resolve(DELIVERY)
     assert receipt.record is None
     assert receipt.durable
@@ -66,7 +70,7 @@ def test_a_delivered_receipt_lets_its_payload_go_and_is_durable() -> None:
 
 
 def test_a_failure_is_raised_by_result_and_returned_by_exception_with_its_record() -> None:
-    receipt = Receipt(Owner(), FIELDS, 0.0)
+    receipt = Receipt(Owner(), FIELDS)
     failure = unknown()
     receipt._resolve(failure)
     with pytest.raises(DeliveryUnknown) as caught:
@@ -76,7 +80,7 @@ def test_a_failure_is_raised_by_result_and_returned_by_exception_with_its_record
 
 
 def test_P4_a_wait_that_timed_out_leaves_nothing_behind() -> None:
-    receipt = Receipt(Owner(), FIELDS, 0.0)
+    receipt = Receipt(Owner(), FIELDS)
     for _ in range(10):
         with pytest.raises(TimeoutError):
             receipt.result(0)
@@ -86,7 +90,7 @@ def test_P4_a_wait_that_timed_out_leaves_nothing_behind() -> None:
 
 
 def test_many_threads_waiting_for_one_receipt_all_see_its_outcome() -> None:
-    receipt = Receipt(Owner(), FIELDS, 0.0)
+    receipt = Receipt(Owner(), FIELDS)
     seen: list[Delivery] = []
     threads = [threading.Thread(target=lambda: seen.append(receipt.result(10))) for _ in range(8)]
     for thread in threads:
@@ -99,7 +103,7 @@ def test_many_threads_waiting_for_one_receipt_all_see_its_outcome() -> None:
 
 def test_callbacks_run_once_each_whether_added_before_or_after_the_outcome() -> None:
     for _ in range(300):  # the race of adding against resolving, from both sides
-        receipt = Receipt(Owner(), FIELDS, 0.0)
+        receipt = Receipt(Owner(), FIELDS)
         calls: list[int] = []
         start = threading.Barrier(3)
 
@@ -121,7 +125,7 @@ def test_callbacks_run_once_each_whether_added_before_or_after_the_outcome() -> 
 
 
 def test_a_raising_callback_is_logged_and_the_others_still_run(caplog: pytest.LogCaptureFixture) -> None:
-    receipt = Receipt(Owner(), FIELDS, 0.0)
+    receipt = Receipt(Owner(), FIELDS)
     calls: list[Receipt] = []
     receipt.add_done_callback(lambda _: 1 / 0)
     receipt.add_done_callback(calls.append)
@@ -131,13 +135,13 @@ def test_a_raising_callback_is_logged_and_the_others_still_run(caplog: pytest.Lo
 
 
 def test_waiting_on_the_resolving_thread_is_refused_instead_of_hanging() -> None:
-    receipt = Receipt(Owner(thread=threading.current_thread()), FIELDS, 0.0)
+    receipt = Receipt(Owner(thread=threading.current_thread()), FIELDS)
     with pytest.raises(SafeKafkaError, match="would wait for ever"):
         receipt.result(1)
 
 
 def test_await_works_on_any_loop_and_survives_cancellation() -> None:
-    receipt = Receipt(Owner(), FIELDS, 0.0)
+    receipt = Receipt(Owner(), FIELDS)
 
     async def wait() -> Delivery:
         with pytest.raises(asyncio.TimeoutError):
@@ -152,7 +156,7 @@ def test_await_works_on_any_loop_and_survives_cancellation() -> None:
 
 
 def test_a_loop_that_was_closed_does_not_disturb_the_outcome() -> None:
-    receipt = Receipt(Owner(), FIELDS, 0.0)
+    receipt = Receipt(Owner(), FIELDS)
     loop = asyncio.new_event_loop()
     task = loop.create_task(_delivery(receipt))
     loop.run_until_complete(asyncio.sleep(0))
@@ -170,7 +174,7 @@ async def _delivery(receipt: Receipt) -> Delivery:
 
 def test_a_failure_nobody_looked_at_is_raised_once() -> None:
     unobserved = Unobserved(None)
-    receipt = Receipt(Owner(unobserved), FIELDS, 0.0)
+    receipt = Receipt(Owner(unobserved), FIELDS)
     failure = unknown()
     unobserved.fail(receipt, failure)
     with pytest.raises(UndeliveredError) as caught:
@@ -182,7 +186,7 @@ def test_a_failure_nobody_looked_at_is_raised_once() -> None:
 @pytest.mark.parametrize("look", ["result", "exception", "callback before", "callback after", "await"])
 def test_a_failure_somebody_looked_at_is_not_raised_again(look: str) -> None:
     unobserved = Unobserved(None)
-    receipt = Receipt(Owner(unobserved), FIELDS, 0.0)
+    receipt = Receipt(Owner(unobserved), FIELDS)
     told: list[Receipt] = []
     if look == "callback before":
         receipt.add_done_callback(told.append)
@@ -212,10 +216,10 @@ def test_on_undelivered_handles_failures_and_what_it_raises_for_is_raised_by_flu
 
     unobserved = Unobserved(take)
     owner = Owner(unobserved)
-    unobserved.fail(Receipt(owner, FIELDS, 0.0), unknown())
+    unobserved.fail(Receipt(owner, FIELDS), unknown())
     unobserved.raise_if_any()
     assert handled[0][0] == Record("orders", b"v", b"k")
-    unobserved.fail(Receipt(owner, FIELDS, 0.0), DeliveryUnknown("no report", Record("orders", b"bad")))
+    unobserved.fail(Receipt(owner, FIELDS), DeliveryUnknown("no report", Record("orders", b"bad")))
     with pytest.raises(UndeliveredError):
         unobserved.raise_if_any()
 
@@ -223,7 +227,7 @@ def test_on_undelivered_handles_failures_and_what_it_raises_for_is_raised_by_flu
 def test_P4_failures_are_held_up_to_a_bound_and_all_of_them_counted() -> None:
     unobserved = Unobserved(None)
     owner = Owner(unobserved)
-    receipts = [Receipt(owner, FIELDS, 0.0) for _ in range(MAX_HELD + 50)]
+    receipts = [Receipt(owner, FIELDS) for _ in range(MAX_HELD + 50)]
     for receipt in receipts:
         unobserved.fail(receipt, unknown())
     receipts[0].exception()
@@ -233,7 +237,7 @@ def test_P4_failures_are_held_up_to_a_bound_and_all_of_them_counted() -> None:
     assert len(caught.value.failures) == MAX_HELD - 1
     assert caught.value.count == MAX_HELD + 48
     receipts[-2].exception()  # raised before: looking later takes nothing away from later failures
-    unobserved.fail(Receipt(owner, FIELDS, 0.0), unknown())
+    unobserved.fail(Receipt(owner, FIELDS), unknown())
     with pytest.raises(UndeliveredError) as again:
         unobserved.raise_if_any()
     assert again.value.count == 1

@@ -172,9 +172,9 @@ def test_a_buffer_smaller_than_the_largest_record_is_refused() -> None:
     assert not producer_settings({**BROKERS, "queue.buffering.max.kbytes": 100, "message.max.bytes": 50_000})[1]
 
 
-def test_few_retries_are_refused_with_a_spool_where_nothing_may_expire() -> None:
-    assert not producer_settings({**BROKERS, "retries": 5})[1]
-    assert refused(producer_settings({**BROKERS, "retries": 5}, spooled=True)[1]) == {"retries"}
+def test_a_client_that_runs_out_of_retries_is_refused_since_it_could_not_tell_the_outcome() -> None:
+    assert refused(producer_settings({**BROKERS, "retries": 5})[1]) == {"retries"}
+    assert not producer_settings({**BROKERS, "retries": 2**31 - 1})[1]
 
 
 def test_stopping_when_the_offset_is_gone_is_a_safe_choice() -> None:

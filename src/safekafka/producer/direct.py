@@ -1,33 +1,53 @@
-"""Delivery without a spool: `send()` hands the record to librdkafka on the caller's thread, one thread polls for
-reports.
+"""Delivery without a spool: `send()` hands the record to librdkafka on the caller's thread; what goes wrong is put right
+by one thread.
 
 Threads
-- Callers: `send` (any number at once; order is kept per calling thread), `flush`, `close`.
-- The delivery thread: takes the reports, resolves every receipt, and keeps `delivery_timeout`.
+- Callers: `send` (any number at once; order is kept per calling thread), `flush`, `close`. A caller who sends at high
+  speed also takes delivery reports from the client, every 64th record: another thread would have to fight him for
+  Python's interpreter lock, record by record. He only writes down successes; the user's code never runs there.
+- The delivery thread: takes the reports while nobody sends at high speed, runs the user's callbacks, keeps
+  `delivery_timeout`, feeds what was held back, and replaces the client.
 
-Locks: `_progress` (a condition: "reports came in"), taken by callers that wait (full buffer, flush) and, to wake them,
-by the delivery thread. `_compacting`, held while the list of pending receipts is not whole. Each is taken alone, and
-the user's code runs under neither. The path of a record that finds room takes no lock at all.
+Locks, in this order
+- `_progress` (a condition: "reports came in"), taken by callers that wait (full buffer, flush) and to wake them.
+- `_polling`: whoever takes reports from the client, or ends receipts in another way. So no two threads decide about a
+  receipt. Waited for within bounds only.
+- `_handing_over`: a record goes to the client or into `_held`. So nothing goes to a client that is being replaced, and
+  `_sent_at` is the order of all records. Reentrant, for a signal handler that sends on top of a send.
+The user's code runs under none of them. `_bell` is a lock used as a bell, since a signal handler may ring it at any
+point: held while silent, released to ring.
+
+A record is in `_open` from before it is handed over until its outcome is written, so none can be with the client unseen.
+
+The straight way (`_straight`) is the common one. It is left, and every record goes through `_held` and the delivery
+thread, while (1) the client is being replaced, (2) a topic refuses records, (3) the cluster has stopped answering: what
+was never handed over is definitely not in Kafka when its time is up, and is never sent behind the program's back.
 
 `delivery_timeout` is on the receipt, not inside the client: a finite timeout in the client duplicates and misreports
-records in an outage. A receipt that passes it ends as `unknown`, because the record is still with the client and may be
-delivered yet.
+records in an outage. What the client has goes on there, in the same idempotent session; the receipt is `unknown`.
 
-`_pending` holds the receipts in the order of `send`. A receipt is appended before the record reaches the client, so no
-record can be with the client that the sweep at the end does not see.
+Replacing the client (P6): nothing is handed over until every record with the client has its report, or the time for
+that is over; then a new client, and what was not delivered goes first, in order. `enable.gapless.guarantee` makes the
+client stop in this way at a batch that is refused for good; without it the batches behind would pass it by. A verdict
+on a batch is not one on a record, so its records are sent again in halves, and the last suspect alone (`held.Care`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from safekafka.client import ClusterWatch
 from safekafka.errors import (
     BufferFullError,
+    ClosedError,
     DeliveryError,
     DeliveryFailed,
     DeliveryUnknown,
@@ -36,14 +56,71 @@ from safekafka.errors import (
     SafeKafkaError,
 )
 from safekafka.observe import Event, emit
+from safekafka.producer.alone import Alone, Answer
+from safekafka.producer.health import ProducerStats
+from safekafka.producer.held import Care, Held, size_of
 from safekafka.producer.outcomes import OnUndelivered
-from safekafka.producer.receipt import Receipt
-from safekafka.producer.way import PURGE_SECONDS, Way
+from safekafka.producer.receipt import Receipt, delivery_of, raw_callback
+from safekafka.producer.way import CLOSED, PURGE_SECONDS, Way
 from safekafka.record import Fields, as_record
 from safekafka.verdict import Verdict, judge, refusal_of
 
 _POLL_SECONDS = 0.1
-_COMPACT_AT = 10_000
+_BUSY_POLL_SECONDS = 0.01  # while records are fed by the delivery thread
+_STEP = 64  # a caller at high speed takes reports at each so many records; a power of two
+_HIGH_SPEED = 20_000  # records a second
+_HOT_SECONDS = 0.005  # so long after a caller took reports, the delivery thread leaves them to callers
+_LOOK_SECONDS = 0.02
+_FEED_RECORDS = 1_000
+STALL_SECONDS = 2.0  # without any report: what comes now is held back
+WEDGED_SECONDS = 90.0  # without any report although the cluster is well: the client is replaced
+_WEDGED_ASK_SECONDS = 5.0
+FATAL_WAIT_SECONDS = 30.0  # requests in flight at a fatal error may still succeed; their reports are waited for
+MAX_REBUILDS, REBUILD_WINDOW_SECONDS = 5, 60.0
+_METADATA_SECONDS = 2.0
+_LOCK_SECONDS = 5.0  # a lock's holder may be a thread that waits for us in a signal handler
+
+
+class DirectReceipt(Receipt):
+    """Resolved by the client's report itself."""
+
+    __slots__ = ("_sent_at",)
+    _owner: DirectDelivery
+
+    def __init__(self, owner: DirectDelivery, fields: Fields) -> None:
+        self._owner = owner
+        self._fields = fields
+        self._outcome = None
+        self._callbacks = None
+        self._sent_at = 0.0
+
+    def fields(self) -> Fields:
+        """Of a record that is not delivered."""
+        assert self._fields is not None
+        return self._fields
+
+    def _report(self, error: KafkaError | None, message: Message) -> None:
+        """On whichever thread took the report from the client, under `_polling`."""
+        owner = self._owner
+        if error is None and self in owner._open:
+            self._outcome = delivery_of(message)
+            self._fields = None
+            del owner._open[self]
+            owner._delivered += 1
+            if self._callbacks is not None:
+                owner._resolved.append(self)
+        else:
+            owner._came_back(self, error)
+
+
+class ReportedReceipt(DirectReceipt):
+    """Keeps the client's message for a raw callback."""
+
+    __slots__ = ("message",)
+
+    def _report(self, error: KafkaError | None, message: Message) -> None:
+        self.message = message
+        super()._report(error, message)
 
 
 class DirectDelivery(Way):
@@ -51,129 +128,357 @@ class DirectDelivery(Way):
 
     def __init__(
         self,
-        client: Producer,
-        watch: ClusterWatch,
+        make_client: Callable[[bool], tuple[Producer, ClusterWatch]],
         *,
+        max_records: int,
+        max_bytes: int,
         delivery_timeout: float,
         max_block: float,
+        linger: float,
         on_undelivered: OnUndelivered | None,
+        resend_after_fatal: bool,
     ) -> None:
+        client, watch = make_client(True)
         super().__init__(client, watch, on_undelivered, "safekafka-delivery")
+        self._make_client = make_client
+        self._max_records = max_records
+        self._max_bytes = max_bytes
         self._delivery_timeout = delivery_timeout
         self._max_block = max_block
-        self._pending: deque[Receipt] = deque()
-        self._compacting = threading.RLock()
-        self._compact_at = _COMPACT_AT
-        self._waiting = 0
+        self._stall_seconds = STALL_SECONDS + linger
+        self._resend_after_fatal = resend_after_fatal
+        self._polling = threading.Lock()
+        self._handing_over = threading.RLock()
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        # Under _handing_over:
+        self._produce: Callable[..., None] = client.produce
+        self._straight = True
+        self._accepted = 0
+        self._held: Held[DirectReceipt] = Held()
+        # Any thread, each step atomic:
+        self._open: dict[DirectReceipt, bool] = {}  # in the order of send
+        self._ending: dict[
+            DirectReceipt, bool
+        ] = {}  # taken out of _open by the delivery thread, about to get their outcome
+        self._resolved: deque[Receipt] = deque()  # their callbacks are due; the first may be running
+        self._returned: deque[tuple[DirectReceipt, KafkaError]] = deque()  # came back with an error
+        self._fatal: KafkaError | None = None
+        # Under _polling:
+        self._delivered = 0
+        self._answers = 0  # reports other than a delivery
+        self._late = 0  # of them, those on receipts that had ended
+        self._stepped_at = 0.0
+        self._hot_until = 0.0
+        self._waiting = 0  # callers that wait for room or for the end of a flush
         self._flushing = 0
-        self._delivered = 0  # written by the delivery thread only
-        self._delivered_before = 0
+        self._waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()  # tasks in asend()
+        # The delivery thread's own:
+        self._care = Care()
+        self._single = Alone(lambda: make_client(False)[0])  # for the last suspect of a refused batch
+        self._probe = Alone(lambda: make_client(False)[0])  # for the oldest record of a blocked topic
+        self._fatal_until: float | None = None
+        self._rebuilt_at: deque[float] = deque(maxlen=MAX_REBUILDS + 1)
+        self._rebuilds = 0
+        self._sent_again = 0
+        self._late_told = 0
+        self._looked_at = 0.0
+        self._heard_before = 0
+        self._unreachable_before = 0.0
+        self._progress_at = time.monotonic()
+        self._stalled = False
+        self._asked_at = 0.0
+        self._well = threading.Event()  # set by the thread that asks whether the cluster is well
+        self._polled = 0  # reports that poll() has told of
         self._thread.start()
 
     # ---- callers
 
     def send(self, fields: Fields) -> Receipt:
-        if self._refusal is not None:
-            raise self._refusal
-        try:
-            receipt = self._hand_over(fields)
-        except BufferError:
-            receipt = self._wait_for_room(fields)
-        except KafkaException as error:
-            raise self._refused(fields, error.args[0]) from error
-        if self._ended:  # close() finished between our first line and here, so its sweep may have missed this one
-            self._settle()
+        topic, value, key, headers, partition, timestamp = fields
+        receipt = DirectReceipt(self, fields)
+        sent = False
+        with self._handing_over:
+            if self._straight:
+                receipt._sent_at = time.monotonic()
+                self._open[receipt] = True
+                try:
+                    self._produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
+                except BaseException as error:
+                    del self._open[receipt]
+                    if not isinstance(error, (BufferError, KafkaException)):
+                        raise
+                else:
+                    self._accepted = accepted = self._accepted + 1
+                    if accepted % _STEP and self._straight:
+                        return receipt
+                    sent = True
+        if not sent:
+            self._send_when_possible(receipt)
+        else:
+            self._after_sending()
         return receipt
 
+    def produce(self, fields: Fields, on_delivery: Callable[..., Any]) -> None:
+        receipt = ReportedReceipt(self, fields)
+        receipt._callbacks = [raw_callback(on_delivery, fields)]  # before it goes, so that it runs on our thread
+        self._send_when_possible(receipt)
+
+    async def asend(self, fields: Fields) -> Receipt:
+        """`send()` for an event loop. Tasks that wait for room are let in in the order they came."""
+        receipt = DirectReceipt(self, fields)
+        while self.ending_by_signal and not self._ended:
+            await asyncio.sleep(_POLL_SECONDS)  # see _raise_refusal
+        if not self._waiters and self._accept(receipt):
+            return receipt
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._max_block
+        again = False
+        try:
+            while True:
+                woken: asyncio.Future[None] = loop.create_future()
+                if again:  # still the first in line
+                    self._waiters.appendleft((loop, woken))
+                else:
+                    self._waiters.append((loop, woken))
+                self.ring()
+                try:
+                    await asyncio.wait_for(woken, max(0.0, end - loop.time()))
+                except asyncio.TimeoutError:
+                    raise self._no_room() from None
+                finally:
+                    with contextlib.suppress(ValueError):
+                        self._waiters.remove((loop, woken))
+                if self._accept(receipt):
+                    return receipt
+                again = True
+        finally:
+            self._let_one_in()  # whoever leaves the line passes the word on
+
     def flush(self, timeout: float | None) -> int:
-        """Wait for the receipts of all earlier sends. Returns how many of them are still pending."""
+        """Wait for the outcomes of all earlier sends and for their callbacks. Returns how many are still open."""
         self.check_may_wait("flush()")
-        open_receipts = self._open_receipts()
+        open_receipts = deque([*self._open, *self._ending])
 
         def through() -> bool:
             while open_receipts and open_receipts[0].done():
                 open_receipts.popleft()
-            return not open_receipts or self._ended
+            return (not open_receipts and not self._resolved) or self._ended
 
         with self._progress:
             self._waiting += 1
             self._flushing += 1
+            self.ring()
             try:
                 self._wait(through, timeout)
             finally:
                 self._waiting -= 1
                 self._flushing -= 1
+        self._polled = self._reports()
         return sum(not receipt.done() for receipt in open_receipts)
 
-    def __len__(self) -> int:
-        self.check_owned()
-        return sum(not receipt.done() for receipt in self._open_receipts())
-
-    # ---- inside, callers' threads
-
-    def _open_receipts(self) -> deque[Receipt]:
-        with self._compacting:
-            return self._pending.copy()
-
-    def _hand_over(self, fields: Fields) -> Receipt:
-        topic, value, key, headers, partition, timestamp = fields
-        receipt = Receipt(self, fields, time.monotonic())
-
-        def report(error: KafkaError | None, message: Message) -> None:
-            if error is None and receipt._outcome is None:
-                self._delivered += 1
-                receipt._delivered(message)
-            else:
-                self._not_delivered(receipt, error)
-
-        self._pending.append(receipt)
-        try:
-            self.client.produce(
-                topic, value, key, partition=partition, on_delivery=report, timestamp=timestamp, headers=headers
-            )
-        except BaseException:
-            # Nobody ever gets this receipt.
-            receipt._outcome = DeliveryFailed("not accepted by send()", as_record(fields))
-            raise
-        return receipt
-
-    def _wait_for_room(self, fields: Fields) -> Receipt:
+    def poll(self, timeout: float | None) -> int:
+        """Wait for reports. Returns how many came since the last time; 0 at once inside a callback."""
         if self.on_own_thread():
-            raise BufferFullError("the buffer is full, and this callback runs on the thread that makes room in it")
-        accepted: list[Receipt] = []
+            return 0
+        self.check_owned()
 
-        def handed_over() -> bool:
-            if self._refusal is not None:
-                raise self._refusal
-            try:
-                accepted.append(self._hand_over(fields))
-            except BufferError:
-                return False
-            except KafkaException as error:
-                raise self._refused(fields, error.args[0]) from error
-            return True
+        def some() -> bool:
+            return (self._reports() != self._polled and not self._resolved) or self._ended
 
         with self._progress:
             self._waiting += 1
+            self.ring()
             try:
-                if not self._wait(handed_over, self._max_block):
-                    raise BufferFullError(
-                        f"the buffer stayed full for max_block={self._max_block} s; the record was not accepted, "
-                        f"nothing was dropped.{self._watch.diagnosis()} Remedy: send again later, raise max_block or "
-                        "queue.buffering.max.messages, or use spool= to accept records through an outage."
-                    )
+                self._wait(some, timeout)
             finally:
                 self._waiting -= 1
-        return accepted[0]
+        reports = self._reports()
+        new, self._polled = reports - self._polled, reports
+        return new
 
-    def _refused(self, fields: Fields, cause: KafkaError) -> SafeKafkaError:
-        """What `send()` raises when `produce()` refused the record: it was not queued, so it is not in Kafka."""
+    def __len__(self) -> int:
+        self.check_owned()
+        return len(self._open) + len(self._ending)
+
+    def stats(self) -> ProducerStats:
+        self.check_owned()
+        oldest = self._oldest()
+        return ProducerStats(
+            pending=len(self._open) + len(self._ending),
+            held=len(self._held),
+            delivered=self._delivered,
+            failed=self.failures.failed,
+            unknown=self.failures.unknown,
+            late=self._late,
+            rebuilds=self._rebuilds,
+            sent_again=self._sent_again,
+            blocked_topics=tuple(sorted(self._held.blocked.copy())),
+            oldest_pending_seconds=None if oldest is None else time.monotonic() - oldest._sent_at,
+        )
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self._fatal is not None:
+            found.append(f"the client broke off and is being replaced: {self._fatal.str()} ({self._fatal.name()})")
+        found += [
+            f"topic {topic!r} refuses records: {blocked.error.str()} ({blocked.error.name()})"
+            for topic, blocked in list(self._held.blocked.items())
+        ]
+        oldest = self._oldest()
+        if oldest is not None and (age := time.monotonic() - oldest._sent_at) > self._delivery_timeout / 2:
+            found.append(f"the oldest record has waited for {age:.0f} s of delivery_timeout={self._delivery_timeout} s")
+        return found
+
+    def ring(self) -> None:
+        """The delivery thread has something to do. From anywhere, a signal handler included."""
+        with contextlib.suppress(RuntimeError):  # it rings already
+            self._bell.release()
+
+    def begin_close(self, timeout: float) -> None:
+        super().begin_close(timeout)
+        self._straight = False
+        self.ring()
+
+    def disown(self) -> None:
+        super().disown()
+        self._straight = False
+
+    # ---- inside, callers' threads
+
+    def _reports(self) -> int:
+        return self._accepted - len(self._open) - len(self._ending)
+
+    def _send_when_possible(self, receipt: DirectReceipt) -> None:
+        if not self._accept(receipt):
+            if self.on_own_thread():
+                raise BufferFullError("the buffer is full, and this callback runs on the thread that makes room in it")
+            with self._progress:
+                self._waiting += 1
+                self.ring()
+                try:
+                    if not self._wait(lambda: self._accept(receipt), self._max_block):
+                        raise self._no_room()
+                finally:
+                    self._waiting -= 1
+        self._after_sending()
+
+    def _after_sending(self) -> None:
+        if self._ended:  # the thread ended while we sent, so its sweep may have missed this record
+            self._settle()
+        elif not self._accepted % _STEP:
+            self._take_reports_here()
+
+    def _no_room(self) -> BufferFullError:
+        return BufferFullError(
+            f"the buffer stayed full for max_block={self._max_block} s; the record was not accepted, nothing was "
+            f"dropped.{self._watch.diagnosis()} Remedy: send again later, raise max_block or "
+            "queue.buffering.max.messages, or use spool= to accept records through an outage."
+        )
+
+    def _accept(self, receipt: DirectReceipt) -> bool:
+        """Hand the record over or hold it back; False if there is no room. Raises what `send()` raises."""
+        if self._refusal is not None:
+            self._raise_refusal()
+        topic, value, key, headers, partition, timestamp = receipt.fields()
+        with self._handing_over:
+            if self._refusal is not None:
+                raise self._refusal
+            receipt._sent_at = time.monotonic()
+            if not self._straight:
+                return self._hold(receipt)
+            self._open[receipt] = True
+            try:
+                self._produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
+            except BaseException as error:
+                del self._open[receipt]
+                if isinstance(error, BufferError):
+                    return False
+                if isinstance(error, KafkaException):
+                    return self._refused(receipt, error.args[0])
+                raise
+            self._accepted += 1
+            return True
+
+    def _refused(self, receipt: DirectReceipt, cause: KafkaError) -> bool:
+        """The client did not take the record, so this attempt is not in Kafka."""
+        fields = receipt.fields()
         verdict = judge(cause)
         if verdict is Verdict.FATAL:
-            return self._refusal or _fatal(cause)  # the delivery thread is about to learn of it, with the reason
+            self._on_fatal(cause)
+            return self._hold(receipt)
+        if cause.code() == KafkaError._UNKNOWN_PARTITION:
+            raise InvalidRecordError(fields[0], [_no_such_partition(fields)]) from KafkaException(cause)
+        if verdict is Verdict.TOPIC_BOUND:
+            self._straight = False
+            self._block(receipt, cause)
+            return self._hold(receipt)
         if verdict is Verdict.RECORD_BOUND:
-            return InvalidRecordError(fields[0], [refusal_of(cause)])
-        return DeliveryFailed(f"the client refused the record: {cause.str()}", as_record(fields), cause)
+            raise InvalidRecordError(fields[0], [refusal_of(cause)]) from KafkaException(cause)
+        raise DeliveryFailed(
+            f"the client refused the record: {cause.str()}", as_record(fields), cause
+        ) from KafkaException(cause)
+
+    def _hold(self, receipt: DirectReceipt) -> bool:
+        if len(self._open) >= self._max_records or (
+            self._held.bytes and self._held.bytes + size_of(receipt) > self._max_bytes
+        ):
+            return False
+        self._open[receipt] = True
+        self._accepted += 1
+        self._held.add(receipt)
+        self.ring()
+        return True
+
+    def _take_reports_here(self) -> None:
+        """Every 64th record of a sender: at high speed he takes the reports himself, for the time being."""
+        now = time.monotonic()
+        before, self._stepped_at = self._stepped_at, now
+        if now - before > _STEP / _HIGH_SPEED or self.on_own_thread():
+            return
+        self._hot_until = now + _HOT_SECONDS
+        # Who finds another one at it waits for him, and so does not take the interpreter lock away from him.
+        if self._polling.acquire(timeout=_HOT_SECONDS):
+            try:
+                self.client.poll(0)
+            except KafkaException as error:
+                if judge(error.args[0]) is Verdict.FATAL:
+                    self._on_fatal(error.args[0])
+            finally:
+                self._polling.release()
+            if self._resolved or self._returned:
+                self.ring()
+
+    def _came_back(self, receipt: DirectReceipt, error: KafkaError | None) -> None:
+        self._answers += 1
+        if receipt not in self._open:  # ended before by delivery_timeout; the program was told "unknown"
+            self._late += 1
+        elif error is not None:
+            self._returned.append((receipt, error))
+            if error.fatal() or judge(error) is Verdict.FATAL:
+                self._on_fatal(error)
+
+    def _on_fatal(self, error: KafkaError) -> None:
+        """The client can't go on. Any thread; the delivery thread puts it right."""
+        self._straight = False
+        if self._fatal is None or self._fatal.code() == KafkaError._FATAL:  # produce() does not tell the reason
+            self._fatal = error
+        self.ring()
+
+    def _let_one_in(self) -> None:
+        while self._waiters:
+            try:
+                loop, woken = self._waiters.popleft()
+            except IndexError:
+                return
+            with contextlib.suppress(RuntimeError):  # its loop was closed
+                loop.call_soon_threadsafe(_let_in, woken)
+                return
+
+    def _oldest(self) -> DirectReceipt | None:
+        while True:
+            with contextlib.suppress(RuntimeError):  # the dictionary changed between two steps
+                return next(iter(self._open), None)
 
     # ---- the delivery thread
 
@@ -183,93 +488,480 @@ class DirectDelivery(Way):
         self._flushing += 1
         while len(self) and (left := self._drain_until - time.monotonic()) > 0:
             self._turn(min(_POLL_SECONDS, left))
-        if len(self):
-            self.client.purge()
-            give_up = time.monotonic() + PURGE_SECONDS
-            while len(self) and time.monotonic() < give_up:
-                self._turn(_POLL_SECONDS)
+        if len(self.client):
+            self._purge()
 
     def _turn(self, seconds: float) -> None:
-        self._serve(seconds, at_once=self._flushing > 0)
-        self._expire()
-        if self._delivered != self._delivered_before:
-            self._delivered_before = self._delivered
-            self._watch.alive()
+        if not self._straight:
+            seconds = min(seconds, _BUSY_POLL_SECONDS)
+        self._take_reports(seconds)
+        self._tell()
+        if self._fatal is not None:
+            self._replace_client()
+        elif self._returned:
+            self._settle_returned()
+        if not self._straight:
+            if self._fatal is None:
+                self._hear_alone()
+                self._feed()
+                if self._straight:
+                    self._single.abandon()
+            self._announce_blocked()
+        self._look()
+        self._wake_awaiting()
         if self._waiting:
             self._notify()
+        if self._waiters:
+            self._let_one_in()
 
-    def _on_fatal(self, error: KafkaError) -> None:
-        if self._refusal is None:
-            self._refusal = _fatal(error)
-            emit(Event.PRODUCER_FATAL, error=error.name(), detail=error.str())
-
-    def _not_delivered(self, receipt: Receipt, error: KafkaError | None) -> None:
-        fields = receipt._fields
-        if receipt._outcome is not None or fields is None or error is None:
-            # Ended before by delivery_timeout. The program was told "unknown", which stays true.
-            emit(Event.LATE_REPORT, status=receipt.status, late_outcome="delivered" if error is None else error.name())
+    def _take_reports(self, seconds: float) -> None:
+        if time.monotonic() < self._hot_until and not self._waiting and not self._waiters and self._straight:
+            self._bell.acquire(timeout=_HOT_SECONDS)  # callers take them
             return
-        where = f"record for topic {fields[0]!r}"
-        failure: DeliveryError
-        if judge(error) is Verdict.RECORD_BOUND:
-            failure = DeliveryFailed(
-                f"{where} is not in Kafka, which refused it or the batch it was in: {refusal_of(error)}",
-                as_record(fields),
-                error,
-            )
-        else:
-            failure = DeliveryUnknown(
-                f"{where} may or may not be in Kafka: {error.str()} ({error.name()}).{self._watch.diagnosis()}",
-                as_record(fields),
-                error,
-            )
-        self.failures.fail(receipt, failure)
+        with self._no_other_reports():
+            try:
+                self._serve(seconds, at_once=self._flushing > 0)
+            except KafkaException as error:
+                emit(Event.CLIENT_ERROR, error=error.args[0].name(), detail=error.args[0].str(), fatal=False)
 
-    def _expire(self) -> None:
-        """Let go of receipts that are done; end those past `delivery_timeout`. `_pending` is in the order of age."""
-        pending = self._pending
-        too_old = time.monotonic() - self._delivery_timeout
-        while pending:
-            receipt = pending[0]
-            if not receipt.done():
+    @contextlib.contextmanager
+    def _no_other_reports(self) -> Iterator[None]:
+        """Nobody else takes reports, or ends receipts."""
+        mine = self._polling.acquire(timeout=_LOCK_SECONDS)
+        try:
+            yield
+        finally:
+            if mine:
+                self._polling.release()
+
+    def _tell(self) -> None:
+        """Run the callbacks of receipts that were resolved on any thread."""
+        while self._resolved:
+            self._resolved[0]._call_back()
+            self._resolved.popleft()
+
+    def _end(self, failures: Iterable[tuple[DirectReceipt, DeliveryError]]) -> None:
+        """Give the receipts, each in `_ending`, their outcomes."""
+        for receipt, failure in failures:
+            self.failures.fail(receipt, failure)
+            del self._ending[receipt]
+
+    def _take_out(self, receipts: Iterable[DirectReceipt]) -> list[DirectReceipt]:
+        """Move from `_open` to `_ending`: from here on a report on them is late. Under `_no_other_reports`."""
+        taken = []
+        for receipt in receipts:
+            if receipt in self._open:
+                self._ending[receipt] = True
+                del self._open[receipt]
+                taken.append(receipt)
+        return taken
+
+    def _end_now(self, receipt: DirectReceipt, failure: DeliveryError) -> None:
+        with self._no_other_reports():
+            taken = self._take_out([receipt])
+        self._end((one, failure) for one in taken)
+
+    # -- what came back
+
+    def _settle_returned(self) -> None:
+        """With errors that don't stop the client: the topic's, or no verdict at all."""
+        back = []
+        while self._returned:
+            receipt, error = self._returned.popleft()
+            if receipt in self._open:
+                failure = self._failure(receipt, error)
+                if failure is None:
+                    back.append((receipt, error))
+                else:
+                    self._end_now(receipt, failure)
+        if back:
+            with self._handing_over:
+                self._straight = False
+                for receipt, error in back:
+                    self._block(receipt, error)
+                self._held.put_back((receipt, True) for receipt, _ in back)
+
+    def _failure(self, receipt: DirectReceipt, error: KafkaError) -> DeliveryError | None:
+        """How the record ends by this error of a client that goes on. None: it waits for its topic."""
+        fields = receipt.fields()
+        if error.code() == KafkaError._UNKNOWN_PARTITION:
+            return _not_in_kafka(fields, _no_such_partition(fields), error)
+        verdict = _verdict(receipt, error)
+        if verdict is Verdict.TOPIC_BOUND:
+            return None
+        if verdict is Verdict.RECORD_BOUND:
+            return _not_in_kafka(fields, refusal_of(error), error)
+        return self._maybe_in_kafka(fields, f"{error.str()} ({error.name()})", error)
+
+    def _block(self, receipt: DirectReceipt, error: KafkaError) -> None:
+        topic = receipt.fields()[0]
+        if topic not in self._held.blocked:
+            self._held.block(topic, error, time.monotonic())
+
+    def _replace_client(self) -> None:
+        """One step of it; called at each turn until it is done."""
+        fatal = self._fatal
+        assert fatal is not None
+        if self._fatal_until is None:
+            self._fatal_until = time.monotonic() + FATAL_WAIT_SECONDS
+        if len(self.client):
+            if time.monotonic() < self._fatal_until:
+                return
+            self._purge()
+        own = fatal.code() == KafkaError._GAPLESS_GUARANTEE  # how we keep order, and no fault
+        if not own:
+            self._count_rebuild(fatal)
+        client, _ = self._make_client(True)
+        old = [self.client]
+        with self._no_other_reports():
+            with self._handing_over:
+                given_up, sent_again = self._take_back(own)
+                self.client, self._produce = client, client.produce
+                self._fatal = self._fatal_until = None
+            given_up = self._take_out(given_up)
+        _let_go(old)
+        self._progress_at = time.monotonic()
+        self._sent_again += sent_again
+        if not own:
+            self._rebuilds += 1
+            emit(Event.CLIENT_REBUILT, error=fatal.name(), detail=fatal.str(), records_sent_again=sent_again)
+        why = f"the client broke off: {fatal.str()} ({fatal.name()})"
+        self._end((receipt, self._maybe_in_kafka(receipt.fields(), why, fatal)) for receipt in given_up)
+
+    def _take_back(self, own: bool) -> tuple[list[DirectReceipt], int]:
+        """What the old client did not deliver comes back to our side. Returns what is given up instead, and how many
+        records may be sent a second time."""
+        errors = dict(self._returned)
+        self._returned.clear()
+        given_up: list[DirectReceipt] = []
+        back: list[tuple[DirectReceipt, bool]] = []
+        suspects: list[DirectReceipt] = []
+        sent_again = 0
+        for receipt in self._with_client():
+            error = errors.get(receipt)
+            verdict = _verdict(receipt, error) if error is not None else Verdict.UNKNOWN
+            if verdict is Verdict.RECORD_BOUND:
+                suspects.append(receipt)
+                back.append((receipt, False))
+            elif verdict is Verdict.TOPIC_BOUND and error is not None:
+                self._block(receipt, error)
+                back.append((receipt, True))
+            elif own or self._resend_after_fatal:
+                sent_again += 1
+                back.append((receipt, True))
+            else:
+                given_up.append(receipt)
+        self._held.put_back(back)
+        if suspects:
+            self._care.batch_refused(len(suspects), suspects[-1]._sent_at)
+        return given_up, sent_again
+
+    def _with_client(self) -> list[DirectReceipt]:
+        """The open records that are with the main client, or just came back from it; oldest first."""
+        elsewhere = (self._single.receipt, self._probe.receipt)
+        return [receipt for receipt in list(self._open) if receipt not in self._held and receipt not in elsewhere]
+
+    def _count_rebuild(self, fatal: KafkaError) -> None:
+        now = time.monotonic()
+        self._rebuilt_at.append(now)
+        if len(self._rebuilt_at) > MAX_REBUILDS and now - self._rebuilt_at[0] < REBUILD_WINDOW_SECONDS:
+            emit(Event.PRODUCER_FATAL, error=fatal.name(), detail=fatal.str())
+            raise ProducerFatalError(
+                f"{MAX_REBUILDS} new clients within {REBUILD_WINDOW_SECONDS:.0f} s did not help: {fatal.str()} "
+                f"({fatal.name()})"
+            )
+
+    def _purge(self) -> None:
+        self.client.purge()
+        give_up = time.monotonic() + PURGE_SECONDS
+        while len(self.client) and time.monotonic() < give_up:
+            with self._no_other_reports():
+                self._serve(_BUSY_POLL_SECONDS, at_once=False)
+
+    # -- what is held
+
+    def _feed(self) -> None:
+        """Hand held records to the client, in order; back to the straight way when none is left."""
+        for _ in range(_FEED_RECORDS):
+            with self._handing_over:
+                receipt = self._next()
+                if receipt is None:
+                    return
+                self._held.remove(receipt)
+                try:
+                    self._give(receipt)
+                    continue
+                except BufferError:
+                    self._held.put_back([(receipt, False)])
+                    if len(self.client):  # else it alone is too much for the client's buffer
+                        return
+                    error = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "larger than the client's whole buffer")
+                except KafkaException as refused:
+                    self._held.put_back([(receipt, False)])
+                    error = refused.args[0]
+                if judge(error) is Verdict.FATAL:
+                    self._on_fatal(error)
+                    return
+                failure = self._failure(receipt, error)
+                if failure is None:
+                    self._block(receipt, error)
+                    continue
+            self._end_now(receipt, failure)
+
+    def _next(self) -> DirectReceipt | None:
+        """The record to hand over now, if there is one. Under `_handing_over`."""
+        held, care = self._held, self._care
+        receipt = held.first()
+        with_client = len(self.client)
+        if self._single.receipt is not None or (self._stalled and with_client):
+            return None
+        if care.limit is not None and care.left == 0:
+            if with_client:
+                return None
+            care.next_portion(receipt)
+        if receipt is None:
+            self._straight = (
+                not held and not held.blocked and not self._stalled and care.limit is None and self._refusal is None
+            )
+            return None
+        if care.limit == 1:
+            held.remove(receipt)
+            self._single.send(receipt, self._timed(receipt))
+            care.left = 0
+            return None
+        if care.limit is not None:
+            care.left -= 1
+        return receipt
+
+    def _give(self, receipt: DirectReceipt) -> None:
+        topic, value, key, headers, partition, timestamp = self._timed(receipt)
+        self._produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
+
+    def _timed(self, receipt: DirectReceipt) -> Fields:
+        """The record with the time of `send()`, not of now."""
+        fields = receipt.fields()
+        if fields[5]:
+            return fields
+        sent_at = time.time() - (time.monotonic() - receipt._sent_at)
+        return (*fields[:5], int(sent_at * 1000))
+
+    def _hear_alone(self) -> None:
+        """What became of the records that go alone; the next probe of a blocked topic."""
+        suspect = self._single.receipt
+        if suspect is not None and (answer := self._heard(self._single)) is not None:
+            if answer.error is not None:
+                verdict = judge(answer.error)
+                if verdict is Verdict.RECORD_BOUND:
+                    self._care.one_refused()
+                elif verdict is Verdict.FATAL:
+                    self._count_rebuild(answer.error)
+            self._settle_answer(suspect, answer)
+        probe = self._probe.receipt
+        if probe is not None and (answer := self._heard(self._probe)) is not None:
+            topic = probe.fields()[0]
+            self._settle_answer(probe, answer)
+            if answer.delivery is not None:
+                with contextlib.suppress(KafkaException):  # or the client would go on refusing by what it remembers
+                    self.client.list_topics(topic, _METADATA_SECONDS)
+                with self._handing_over:
+                    self._held.unblock(topic)
+                emit(Event.TOPIC_UNBLOCKED, topic=topic)
+        if self._probe.receipt is None:
+            self._send_probe()
+
+    def _heard(self, alone: Alone) -> Answer | None:
+        if alone.receipt not in self._open:  # its time was over meanwhile
+            alone.abandon()
+            return None
+        return alone.answer(_BUSY_POLL_SECONDS / 2)
+
+    def _settle_answer(self, receipt: DirectReceipt, answer: Answer) -> None:
+        if answer.delivery is not None:
+            with self._no_other_reports():
+                receipt._outcome = answer.delivery
+                receipt._fields = None
+                del self._open[receipt]
+                self._delivered += 1
+            receipt._call_back()
+            return
+        error = cast(KafkaError, answer.error)
+        fatal = judge(error) is Verdict.FATAL
+        failure = None if fatal else self._failure(receipt, error)
+        if failure is not None:
+            self._end_now(receipt, failure)
+            return
+        with self._handing_over:
+            if not fatal or receipt.fields()[0] in self._held.blocked:
+                self._held.block(receipt.fields()[0], error, time.monotonic())
+            self._held.put_back([(receipt, True)])
+
+    def _send_probe(self) -> None:
+        now = time.monotonic()
+        with self._handing_over:
+            for topic, blocked in list(self._held.blocked.items()):
+                if now < blocked.not_before:
+                    continue
+                receipt = self._held.first(topic)
+                if receipt is None:  # all of its records have ended
+                    self._held.unblock(topic)
+                elif all(other.fields()[0] != topic for other in self._with_client()):
+                    self._held.remove(receipt)
+                    self._probe.send(receipt, self._timed(receipt))
+                    return
+        if not self._held.blocked:
+            self._probe.abandon()
+
+    def _announce_blocked(self) -> None:
+        for topic, blocked in list(self._held.blocked.items()):
+            if not blocked.announced:
+                blocked.announced = True
+                emit(Event.TOPIC_BLOCKED, topic=topic, error=blocked.error.name(), detail=blocked.error.str())
+
+    # -- the clock
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = now
+        heard = self._delivered + self._answers
+        unreachable_since = self._watch.unreachable_since
+        if unreachable_since != self._unreachable_before:
+            self._unreachable_before = unreachable_since
+            self._heard_before = heard  # what was heard so far came before
+        if heard != self._heard_before:
+            self._heard_before = heard
+            self._progress_at = now
+            self._stalled = False
+            self._watch.alive()
+        if self._late != self._late_told:
+            self._late_told, records = self._late, self._late - self._late_told
+            emit(Event.LATE_REPORT, records=records)
+        oldest = self._oldest()
+        if oldest is None:
+            return
+        quiet_since = max(self._progress_at, oldest._sent_at)
+        if not self._stalled and len(self.client):
+            silent = now - quiet_since > self._stall_seconds
+            if silent or unreachable_since > self._progress_at:
+                with self._handing_over:
+                    self._stalled, self._straight = True, False
+        if now - oldest._sent_at > self._delivery_timeout:
+            self._expire(now - self._delivery_timeout)
+        if now - quiet_since > WEDGED_SECONDS:
+            self._look_whether_wedged(now)
+
+    def _expire(self, too_old: float) -> None:
+        with self._no_other_reports():
+            expired = []
+            for receipt in list(self._open):
                 if receipt._sent_at > too_old:
                     break
-                self._end_unknown(receipt, f"no report within delivery_timeout={self._delivery_timeout} s")
-            pending.popleft()
-        if len(pending) > self._compact_at and self._compacting.acquire(blocking=False):
-            # One stuck partition at the head must not hold all that was delivered behind it. Senders append meanwhile.
-            try:
-                popped = (pending.popleft() for _ in range(len(pending)))
-                still_open = [receipt for receipt in popped if not receipt.done()]
-                pending.extendleft(reversed(still_open))
-                self._compact_at = _COMPACT_AT + 2 * len(still_open)
-            finally:
-                self._compacting.release()
+                expired.append(receipt)
+            taken = self._take_out(expired)
+        limit = f"delivery_timeout={self._delivery_timeout} s"
+        self._end(
+            (receipt, self._given_up(receipt, f"within {limit} it was not sent", f"no report within {limit}"))
+            for receipt in taken
+        )
+
+    def _given_up(self, receipt: DirectReceipt, if_held: str, if_with_client: str) -> DeliveryError:
+        """How a record ends that we stop waiting for. What no client ever had is definitely not in Kafka."""
+        fields = receipt.fields()
+        blocked = self._held.blocked.get(fields[0])
+        error = None if blocked is None else blocked.error
+        because = "" if error is None else f", since its topic refuses records: {error.str()} ({error.name()})"
+        with self._handing_over:
+            held = receipt in self._held
+            tried = not held or self._held.tried(receipt)
+            if held:
+                self._held.remove(receipt)
+        if tried:
+            return self._maybe_in_kafka(fields, if_with_client + because, error)
+        return _not_in_kafka(fields, f"{if_held}{because}.{self._watch.diagnosis()}", error)
+
+    def _look_whether_wedged(self, now: float) -> None:
+        """No report for long although records are with the client: either the cluster is ill, or the client."""
+        stuck = self._with_client()
+        if not stuck or self._fatal is not None:
+            return
+        if self._well.is_set():
+            self._well.clear()
+            self._fatal_until = now  # it had its time
+            self._on_fatal(KafkaError(KafkaError._TIMED_OUT, "no report for long, although the cluster is well"))
+        elif now - self._asked_at > _WEDGED_ASK_SECONDS:
+            self._asked_at = now
+            topic = stuck[0].fields()[0]
+            threading.Thread(target=self._ask, args=(topic,), name="safekafka-ask", daemon=True).start()
+
+    def _ask(self, topic: str) -> None:
+        """On a thread of its own, with a client of its own: can the topic be written to?"""
+        with contextlib.suppress(KafkaException, SafeKafkaError):
+            client, _ = self._make_client(False)
+            metadata = client.list_topics(topic, _WEDGED_ASK_SECONDS).topics[topic]
+            if metadata.error is None and all(
+                partition.error is None
+                and partition.leader >= 0
+                and len(partition.isrs) >= min(2, len(partition.replicas))
+                for partition in metadata.partitions.values()
+            ):
+                self._well.set()
+
+    # -- the end
 
     def _settle(self) -> None:
-        """Nobody will report any more, so what is pending is unknown. On the delivery thread, or after it."""
-        while True:
-            try:
-                receipt = self._pending.popleft()
-            except IndexError:
-                return
-            if not receipt.done():
-                self._end_unknown(receipt, "the producer ended before its report came")
+        """Nobody will report any more: give every open record its outcome. On the delivery thread, or after it."""
+        self._straight = False
+        self._single.abandon()
+        self._probe.abandon()
+        self._tell()
+        mine = self._handing_over.acquire(timeout=_LOCK_SECONDS)
+        try:
+            with self._no_other_reports():
+                left = self._take_out(list(self._open))
+                self._produce = _not_after_the_end  # and let go of the client
+        finally:
+            if mine:
+                self._handing_over.release()
+        why = "the producer ended before"
+        self._end(
+            (receipt, self._given_up(receipt, f"{why} it was sent", f"{why} its report came")) for receipt in left
+        )
 
-    def _end_unknown(self, receipt: Receipt, why: str) -> None:
-        fields = receipt._fields
-        assert fields is not None
-        self.failures.fail(
-            receipt,
-            DeliveryUnknown(
-                f"record for topic {fields[0]!r} may or may not be in Kafka: {why}.{self._watch.diagnosis()}",
-                as_record(fields),
-            ),
+    def _maybe_in_kafka(self, fields: Fields, why: str, error: KafkaError | None = None) -> DeliveryUnknown:
+        return DeliveryUnknown(
+            f"record for topic {fields[0]!r} may or may not be in Kafka: {why}.{self._watch.diagnosis()}",
+            as_record(fields),
+            error,
         )
 
 
-def _fatal(cause: KafkaError) -> ProducerFatalError:
-    return ProducerFatalError(
-        f"the client can't continue: {cause.str()} ({cause.name()}). Remedy: close this producer and make a new one; "
-        "what was in flight ends as `unknown` and is raised by close()."
+def _verdict(receipt: DirectReceipt, error: KafkaError) -> Verdict:
+    if error.code() == KafkaError.INVALID_TIMESTAMP and receipt.fields()[5]:
+        return Verdict.RECORD_BOUND  # a timestamp that the program gave, not the host's clock
+    return judge(error)
+
+
+def _not_in_kafka(fields: Fields, why: str, error: KafkaError | None = None) -> DeliveryFailed:
+    return DeliveryFailed(f"record for topic {fields[0]!r} is not in Kafka: {why}", as_record(fields), error)
+
+
+def _no_such_partition(fields: Fields) -> str:
+    return (
+        f"topic {fields[0]!r} has no partition {fields[4]}: leave partition out to let the partitioner choose, or "
+        "add partitions to the topic"
     )
+
+
+def _let_go(clients: list[Producer]) -> None:
+    """Drop the last references: librdkafka waits for its threads then, and a client that is ill may take its time."""
+    threading.Thread(target=clients.clear, name="safekafka-let-go", daemon=True).start()
+
+
+def _not_after_the_end(*_: Any) -> None:
+    raise ClosedError(CLOSED)
+
+
+def _let_in(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from safekafka.errors import DeliveryError, UndeliveredError
+from safekafka.errors import DeliveryError, DeliveryFailed, UndeliveredError
 from safekafka.observe import Event, emit
 from safekafka.producer.receipt import Receipt
 from safekafka.record import Record
@@ -26,29 +26,39 @@ class Unobserved:
         self._lock = threading.Lock()
         self._held: dict[Receipt, DeliveryError] = {}
         self._more = 0  # beyond MAX_HELD: counted, not held
+        self.failed = 0  # of all, for stats
+        self.unknown = 0
         # Goes up when the failures were raised: who observes one later must not be subtracted again.
         self._generation = 1
 
     def fail(self, receipt: Receipt, failure: DeliveryError) -> None:
         """End the receipt with `failure`, told to `on_undelivered` first; counted before anybody can see the
         outcome."""
-        if not self._handled(failure):
-            with self._lock:
-                receipt._unobserved = self._generation
+        handled = self._handled(failure)
+        with self._lock:
+            if isinstance(failure, DeliveryFailed):
+                self.failed += 1
+            else:
+                self.unknown += 1
+            room = False
+            if not handled:
+                failure._unobserved = self._generation
                 room = len(self._held) < MAX_HELD
                 if room:
                     self._held[receipt] = failure
                 else:
                     self._more += 1
-            if room:
-                emit(Event.RECORD_UNDELIVERED, outcome=type(failure).__name__, error=str(failure))
+        if room:
+            emit(Event.RECORD_UNDELIVERED, outcome=type(failure).__name__, error=str(failure))
         receipt._resolve(failure)
 
     def observed(self, receipt: Receipt) -> None:
+        failure = receipt._outcome
+        assert isinstance(failure, DeliveryError)
         with self._lock:
-            if receipt._unobserved == self._generation and self._held.pop(receipt, None) is None:
+            if failure._unobserved == self._generation and self._held.pop(receipt, None) is None:
                 self._more -= 1
-            receipt._unobserved = 0
+            failure._unobserved = 0
 
     def raise_if_any(self) -> None:
         """Raise `UndeliveredError` with all failures nobody observed, once."""

@@ -1,31 +1,37 @@
 """`SafeProducer`: the face of the two ways a record can go, directly to the client or through the spool.
 
-Threads: all methods may be called from any thread. The class itself has no thread and no lock; see `direct.py` and
-`spool/spooled.py`. A producer belongs to the process that made it; in a forked child it refuses to work and leaves the
-parent's records to the parent.
+Threads: all methods may be called from any thread. The class itself has no thread; see `direct.py` and
+`spool/spooled.py`. In a forked child the parent's records stay the parent's: the first use there begins anew, with a
+client and a thread of the child's own. `_begin_anew_lock` keeps threads of the child from doing that twice.
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
+import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.util import Finalize
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from confluent_kafka import Producer
 from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError, Serializer
 
 from safekafka.client import ClusterWatch, build_client
-from safekafka.errors import InvalidRecordError, SafeKafkaError, UndeliveredError
+from safekafka.errors import BufferFullError, ClosedError, InvalidRecordError, SafeKafkaError, UndeliveredError
 from safekafka.observe import Event, emit
+from safekafka.producer import sigterm
 from safekafka.producer.direct import DirectDelivery
-from safekafka.producer.outcomes import OnUndelivered
+from safekafka.producer.health import Health, ProducerStats
+from safekafka.producer.outcomes import OnUndelivered, Unobserved
 from safekafka.producer.receipt import Receipt
-from safekafka.record import Headers, checked
-from safekafka.settings import message_max_bytes, positive, producer_settings
+from safekafka.producer.surroundings import refuse_unfit_surroundings
+from safekafka.producer.way import CLOSED
+from safekafka.record import Fields, Headers, Record, checked
+from safekafka.settings import buffer_limits, linger_seconds, message_max_bytes, positive, producer_settings
 from safekafka.spool.config import Spool
 from safekafka.spool.journal import RejectedRecord
 from safekafka.spool.spooled import SpooledDelivery
@@ -44,17 +50,24 @@ class SafeProducer:
 
     `spool`: a folder (or `Spool`). When `send()` returns, the record is on the local disk; it survives the death of the
     process and an outage of any length, and is sent by the next start if not by this one.
-    `delivery_timeout`: seconds after which a record without a verdict ends as `unknown` (no spool; with one, records
-    never expire).
+    `delivery_timeout`: seconds after which a record without a verdict ends: as `failed` if it never left this process,
+    else as `unknown` (no spool; with one, records never expire).
     `max_block`: the longest `send()` waits for room, in seconds, before it raises `BufferFullError` or
     `SpoolFullError`.
     `on_undelivered(record, error)`: called on the delivery thread for each record that ended as failed or unknown. What
     it does not handle (none given, or it raises), and nobody looked at, is raised by the next `flush()` or `close()`.
     `key_serializer`, `value_serializer`: confluent_kafka serializers or plain callables; their errors surface from
     `send()`.
-    `shutdown_timeout`: seconds that `close()` and the interpreter's exit take at most for what is still pending.
+    `shutdown_timeout`: seconds that `close()`, SIGTERM and the interpreter's exit take at most for what is still
+    pending.
+    `on_fatal`: what becomes of records whose fate a fatal client error left open: "resend" (in order, before anything
+    new; a duplicate is possible, and counted) or "report" (they end as `unknown`).
+    `handle_sigterm`: SIGTERM delivers what is pending before it ends the process; only where the program has no handler
+    of its own, and only for producers made on the main thread.
 
-    Thread safe. Raises `UnsafeConfigError`, `SpoolUnusableError`, `SpoolLockedError`, `SpoolCorruptError`.
+    Thread safe. After a fork the child's first use begins with a client of its own; the parent's receipts stay the
+    parent's. Raises `UnsafeConfigError`, `SpoolUnusableError`, `SpoolLockedError`, `SpoolCorruptError`, and
+    `SafeKafkaError` where no thread can run (gevent, eventlet, uWSGI without threads).
     """
 
     def __init__(
@@ -68,38 +81,63 @@ class SafeProducer:
         key_serializer: Serialize | None = None,
         value_serializer: Serialize | None = None,
         shutdown_timeout: float = 20.0,
+        on_fatal: Literal["resend", "report"] = "resend",
+        handle_sigterm: bool = True,
     ) -> None:
+        refuse_unfit_surroundings()
         positive(delivery_timeout=delivery_timeout, max_block=max_block, shutdown_timeout=shutdown_timeout)
-        settings, problems = producer_settings(config, spooled=spool is not None)
+        if on_fatal not in ("resend", "report"):
+            raise ValueError(f"on_fatal={on_fatal!r}: give 'resend' or 'report'")
+        settings, problems = producer_settings(config)
+        self._credentials: tuple[str, str] | None = None
+        watch: ClusterWatch | None = None
 
-        def make_client() -> tuple[Producer, ClusterWatch]:
-            return build_client(Producer, settings, problems)
+        def make_client(gapless: bool) -> tuple[Producer, ClusterWatch]:
+            nonlocal watch
+            complete = settings if gapless else {**settings, "enable.gapless.guarantee": False}
+            client, watch = build_client(Producer, complete, problems, watch)
+            if self._credentials is not None:
+                client.set_sasl_credentials(*self._credentials)
+            return client, watch
+
+        def make_way() -> DirectDelivery | SpooledDelivery:
+            if spool is not None:
+                return SpooledDelivery(
+                    lambda: make_client(True),
+                    spool if isinstance(spool, Spool) else Spool(spool),
+                    max_block=max_block,
+                    on_undelivered=on_undelivered,
+                )
+            max_records, max_bytes = buffer_limits(settings)
+            return DirectDelivery(
+                make_client,
+                max_records=max_records,
+                max_bytes=max_bytes,
+                delivery_timeout=delivery_timeout,
+                max_block=max_block,
+                linger=linger_seconds(settings),
+                on_undelivered=on_undelivered,
+                resend_after_fatal=on_fatal == "resend",
+            )
 
         self._key_serializer = key_serializer
         self._value_serializer = value_serializer
+        self._max_record_bytes = message_max_bytes(settings)
         self._shutdown_timeout = shutdown_timeout
-        self._way: DirectDelivery | SpooledDelivery
-        if spool is None:
-            client, watch = make_client()
-            self._way = DirectDelivery(
-                client,
-                watch,
-                delivery_timeout=delivery_timeout,
-                max_block=max_block,
-                on_undelivered=on_undelivered,
-            )
-        else:
-            self._way = SpooledDelivery(
-                make_client,
-                spool if isinstance(spool, Spool) else Spool(spool),
-                max_record_bytes=message_max_bytes(settings),
-                max_block=max_block,
-                on_undelivered=on_undelivered,
-            )
+        self._handle_sigterm = handle_sigterm
+        self._make_way = make_way
+        self._begin_anew_lock = threading.Lock()
+        self._begin()
+        _live.add(self)
+
+    def _begin(self) -> DirectDelivery | SpooledDelivery:
+        self._way: DirectDelivery | SpooledDelivery | _NotYet = (way := self._make_way())
         # Runs when nobody holds the producer any more, and at the exit of the interpreter or of a multiprocessing child
         # (which never runs atexit): what is pending is not dropped because close() was forgotten.
-        self._at_exit = Finalize(self, _close_forgotten, args=(self._way, shutdown_timeout), exitpriority=10)
-        _live.add(self)
+        self._at_exit = Finalize(self, _close_forgotten, args=(way, self._shutdown_timeout), exitpriority=10)
+        if self._handle_sigterm:
+            sigterm.watch(way, self._shutdown_timeout)
+        return way
 
     def send(
         self,
@@ -117,15 +155,98 @@ class SafeProducer:
         Raises `InvalidRecordError` (nothing was queued), `BufferFullError` or `SpoolFullError` (not accepted),
         `DeliveryFailed` (the client refused the record), `ClosedError`, `ProducerFatalError`.
         """
-        if self._key_serializer is not None:
-            key = _serialized(self._key_serializer, key, topic, MessageField.KEY, headers)
-        if self._value_serializer is not None:
-            value = _serialized(self._value_serializer, value, topic, MessageField.VALUE, headers)
-        return self._way.send(checked(topic, value, key, headers, partition, timestamp))
+        if self._key_serializer is not None or self._value_serializer is not None:
+            return self._way.send(self._checked(Record(topic, value, key, headers, partition, timestamp)))
+        return self._way.send(checked(topic, value, key, headers, partition, timestamp, self._max_record_bytes))
+
+    def send_many(self, records: Iterable[Record]) -> list[Receipt]:
+        """Accept many records, in order; with a spool they share one write to the disk.
+
+        All are checked before the first is sent: `InvalidRecordError` names the bad ones by position, and nothing was
+        sent. When there is no room for all within `max_block` seconds each, `BufferFullError.receipts` holds those of
+        the records that were accepted; with a spool none was.
+        """
+        problems: list[str] = []
+        many: list[Fields] = []
+        for position, record in enumerate(records):
+            try:
+                many.append(self._checked(record))
+            except InvalidRecordError as error:
+                problems += [f"record {position} (topic {error.topic!r}): {problem}" for problem in error.problems]
+        if problems:
+            raise InvalidRecordError("send_many()", problems)
+        if isinstance(self._way, SpooledDelivery):
+            return self._way.send_many(many)
+        receipts: list[Receipt] = []
+        for fields in many:
+            try:
+                receipts.append(self._way.send(fields))
+            except BufferFullError as error:
+                raise BufferFullError(
+                    f"{len(receipts)} of {len(many)} records were accepted (see .receipts), then {error}", receipts
+                ) from error
+        return receipts
+
+    async def asend(
+        self,
+        topic: str,
+        value: Any = None,
+        key: Any = None,
+        headers: Headers | None = None,
+        partition: int | None = None,
+        timestamp: int | None = None,
+    ) -> Receipt:
+        """`send()` for an event loop: waits for room (and the disk) without blocking it, first in first out.
+
+        A task cancelled while it waits for room has definitely not sent. Await the receipt for the delivery:
+        `await (await producer.asend(...))`. Raises what `send()` raises. Serializers run on the loop.
+        """
+        fields = self._checked(Record(topic, value, key, headers, partition, timestamp))
+        way = self._way
+        if isinstance(way, _NotYet):
+            way = way.begin()
+        if isinstance(way, DirectDelivery):
+            return await way.asend(fields)
+        return await asyncio.to_thread(way.send, fields)
+
+    def produce(
+        self,
+        topic: str,
+        value: Any = None,
+        key: Any = None,
+        partition: int = -1,
+        callback: Callable[..., Any] | None = None,
+        on_delivery: Callable[..., Any] | None = None,
+        timestamp: int = 0,
+        headers: Headers | None = None,
+    ) -> None:
+        """`send()` in the raw client's words, for code that is moved over.
+
+        `on_delivery(error, message)` (or `callback`) is called once, on the delivery thread: no `poll()` is needed.
+        A full buffer blocks for up to `max_block` seconds before `BufferFullError` (a `BufferError`).
+        """
+        call = callback if callback is not None else on_delivery
+        if call is not None and not callable(call):
+            raise TypeError(f"on_delivery={call!r}: give a function of (error, message)")
+        fields = self._checked(
+            Record(topic, value, key, headers, None if partition == -1 else partition, timestamp or None)
+        )
+        if call is None:
+            self._way.send(fields)
+        else:
+            self._way.produce(fields, call)
+
+    def poll(self, timeout: float | None = None) -> int:
+        """Wait for reports, at most `timeout` seconds (None or negative: until one comes). Returns how many came since
+        the last call.
+
+        For code written for the raw client; callbacks run on the delivery thread, with or without this.
+        """
+        return self._way.poll(timeout)
 
     def flush(self, timeout: float | None = None) -> int:
-        """Wait for every record sent before this call, at most `timeout` seconds. Returns how many of them are still
-        pending.
+        """Wait for every record sent before this call, at most `timeout` seconds (None or negative: no bound). Returns
+        how many of them are still pending.
 
         Raises `UndeliveredError` for failures that nobody observed.
         """
@@ -134,11 +255,15 @@ class SafeProducer:
         self._way.raise_death()
         return left
 
+    async def aflush(self, timeout: float | None = None) -> int:
+        """`flush()` for an event loop."""
+        return await asyncio.to_thread(self.flush, timeout)
+
     def close(self, timeout: float | None = None) -> None:
         """Deliver what is pending within `timeout` seconds (default `shutdown_timeout`), then end. Idempotent.
 
-        Without a spool, what was not delivered by then ends as `unknown`, and `UndeliveredError` is raised for what
-        nobody observed. With a spool it stays on the disk for the next start.
+        Without a spool, what was not delivered by then ends as `unknown`, or as `failed` if it was never sent, and
+        `UndeliveredError` is raised for what nobody observed. With a spool it stays on the disk for the next start.
         """
         timeout = self._shutdown_timeout if timeout is None else timeout
         if timeout < 0:
@@ -148,6 +273,10 @@ class SafeProducer:
             self._at_exit.cancel()
         self._way.failures.raise_if_any()
         self._way.raise_death()
+
+    async def aclose(self, timeout: float | None = None) -> None:
+        """`close()` for an event loop."""
+        await asyncio.to_thread(self.close, timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -165,22 +294,126 @@ class SafeProducer:
             undelivered.__cause__ = error
             raise
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, traceback)
+
     def __len__(self) -> int:
         """Records accepted and not yet known to be delivered."""
         return len(self._way)
 
+    def __bool__(self) -> bool:
+        """True, also with nothing pending."""
+        return True
+
+    def list_topics(self, topic: str | None = None, timeout: float = -1) -> Any:
+        """The cluster's brokers and topics (`confluent_kafka.admin.ClusterMetadata`), asked for now. Raises
+        `KafkaException`. As in the raw client."""
+        return (
+            self.raw_client.list_topics(topic, timeout)
+            if topic is not None
+            else self.raw_client.list_topics(timeout=timeout)
+        )
+
+    def set_sasl_credentials(self, username: str, password: str) -> None:
+        """For connections made from now on, also those of a client that takes the place of this one."""
+        self.raw_client.set_sasl_credentials(username, password)
+        self._credentials = (username, password)
+
     def rejected(self) -> list[RejectedRecord]:
         """Records of the spool that Kafka can never take, oldest first. Empty without a spool."""
         return self._way.rejected() if isinstance(self._way, SpooledDelivery) else []
+
+    def stats(self) -> ProducerStats:
+        """Numbers of this moment. Cheap enough for every second."""
+        return self._way.stats()
+
+    def health(self) -> Health:
+        """Whether all is well, and if not, what is the matter. For a readiness probe."""
+        problems = self._way.problems()
+        return Health(not problems, tuple(problems))
 
     @property
     def raw_client(self) -> Producer:
         """The confluent_kafka client at this moment. For tests and diagnosis: a fatal error replaces it."""
         return self._way.client
 
-    def _disown(self) -> None:
+    def _checked(self, record: Record) -> Fields:
+        topic = record.topic
+        key: Any = record.key
+        value: Any = record.value
+        # A copy: a serializer may add headers, which must not grow into the program's own.
+        headers: Any = record.headers
+        if headers is None or isinstance(headers, (Mapping, list, tuple)):
+            headers = dict(headers) if isinstance(headers, Mapping) else list(headers or ())
+        if self._key_serializer is not None:
+            key = _serialized(self._key_serializer, key, topic, MessageField.KEY, headers)
+        if self._value_serializer is not None:
+            value = _serialized(self._value_serializer, value, topic, MessageField.VALUE, headers)
+        return checked(topic, value, key, headers, record.partition, record.timestamp, self._max_record_bytes)
+
+    def _begin_anew(self) -> DirectDelivery | SpooledDelivery:
+        with self._begin_anew_lock:
+            return self._begin() if isinstance(self._way, _NotYet) else self._way
+
+    def _in_forked_child(self) -> None:
         self._at_exit.cancel()
+        if isinstance(self._way, _NotYet):
+            return
+        self._begin_anew_lock = threading.Lock()  # another thread of the parent may have held it
         self._way.disown()
+        if isinstance(self._way, DirectDelivery) and not self._way.closing:
+            self._way = _NotYet(self)
+
+
+class _NotYet:
+    """In a forked child, in the place of the parent's way, until the producer is used."""
+
+    def __init__(self, producer: SafeProducer) -> None:
+        self._producer = producer
+        self._closed = False
+        self.failures = Unobserved(None)
+        self.ended = True
+
+    def begin(self) -> DirectDelivery | SpooledDelivery:
+        if self._closed:
+            raise ClosedError(CLOSED)
+        return self._producer._begin_anew()
+
+    def send(self, fields: Fields) -> Receipt:
+        return self.begin().send(fields)
+
+    def produce(self, fields: Fields, on_delivery: Callable[..., Any]) -> None:
+        self.begin().produce(fields, on_delivery)
+
+    def __len__(self) -> int:
+        return 0
+
+    def flush(self, timeout: float | None) -> int:
+        return 0
+
+    def poll(self, timeout: float | None) -> int:
+        return 0
+
+    def close(self, timeout: float) -> None:
+        self._closed = True
+
+    def raise_death(self) -> None:
+        return
+
+    def stats(self) -> ProducerStats:
+        return ProducerStats()
+
+    def problems(self) -> list[str]:
+        return [CLOSED] if self._closed else []
+
+    @property
+    def client(self) -> Producer:
+        return self.begin().client
 
 
 def _serialized(serialize: Serialize, value: Any, topic: str, field: MessageField, headers: Headers | None) -> Any:
@@ -211,7 +444,7 @@ _live: weakref.WeakSet[SafeProducer] = weakref.WeakSet()
 
 def _in_forked_child() -> None:
     for producer in list(_live):
-        producer._disown()
+        producer._in_forked_child()
 
 
 os.register_at_fork(after_in_child=_in_forked_child)

@@ -1,9 +1,9 @@
 """The receipt of one accepted record: pending, then exactly one of delivered, failed, unknown.
 
-Threads: resolved once, by the one thread that owns the record's client (delivery thread or spool sender); read, awaited
-and given callbacks from any thread. There is no lock per receipt. The outcome is written first and the callbacks are
-looked at afterwards; who adds a callback looks at the outcome afterwards; so at least one of the two sees the other,
-and `list.pop` hands each callback to one.
+Threads: resolved once, by whoever takes the record's report from the client; read, awaited and given callbacks from any
+thread. There is no lock per receipt. The outcome is written first and the callbacks are looked at afterwards; who adds a
+callback looks at the outcome afterwards; so at least one of the two sees the other, and `list.pop` hands each callback
+to one. Callbacks run on the owner's thread, or on the adder's if there is an outcome already.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+from confluent_kafka import KafkaError, Message
 
 from safekafka.client import isolated
 from safekafka.errors import DeliveryError, DeliveryFailed
 from safekafka.record import Fields, Record, as_record
-
-if TYPE_CHECKING:
-    from confluent_kafka import Message
 
 Status: TypeAlias = Literal["pending", "delivered", "failed", "unknown"]
 
@@ -46,6 +45,9 @@ class ReceiptOwner(Protocol):
     def watched(self, receipt: Receipt) -> None:
         """Somebody waits for the receipt: it must be kept until it is resolved, though nobody else holds it."""
 
+    def wake(self, loop: asyncio.AbstractEventLoop, awaiting: asyncio.Future[None]) -> None:
+        """Let the task go on that awaits this future: its receipt has an outcome."""
+
 
 _adding = threading.Lock()  # taken by who adds a callback, never by who resolves
 
@@ -54,25 +56,14 @@ class Receipt:
     """The outcome of one record. Made by `SafeProducer.send()`; thread safe; may be awaited on any running event
     loop."""
 
-    __slots__ = (
-        "__weakref__",
-        "_callbacks",
-        "_fields",
-        "_outcome",
-        "_owner",
-        "_sent_at",
-        "_spooled",
-        "_unobserved",
-    )
+    __slots__ = ("__weakref__", "_callbacks", "_fields", "_outcome", "_owner")
+    _spooled = False
 
-    def __init__(self, owner: ReceiptOwner, fields: Fields, sent_at: float, spooled: bool = False) -> None:
+    def __init__(self, owner: ReceiptOwner, fields: Fields) -> None:
         self._owner = owner
         self._fields: Fields | None = fields
-        self._sent_at = sent_at  # monotonic
-        self._spooled = spooled
         self._outcome: Delivery | DeliveryError | None = None
         self._callbacks: list[Callable[[Receipt], Any]] | None = None
-        self._unobserved = 0  # the generation of `Unobserved` that counts this failure
 
     @property
     def status(self) -> Status:
@@ -122,7 +113,7 @@ class Receipt:
 
         def tell(receipt: Receipt) -> None:
             call(receipt)
-            if receipt._unobserved:
+            if isinstance(receipt._outcome, DeliveryError):
                 self._owner.observed(receipt)
 
         self._add(tell)
@@ -134,10 +125,7 @@ class Receipt:
             woken: asyncio.Future[None] = loop.create_future()
 
             def wake(_: Receipt) -> None:
-                try:
-                    loop.call_soon_threadsafe(_set, woken)
-                except RuntimeError:
-                    return  # the loop was closed: nobody waits there any more; the receipt has its outcome all the same
+                self._owner.wake(loop, woken)
 
             self._add(wake)
             try:
@@ -153,10 +141,7 @@ class Receipt:
     # ---- for the owner
 
     def _delivered(self, message: Message) -> None:
-        topic, partition, offset = message.topic(), message.partition(), message.offset()
-        kind, timestamp = message.timestamp()
-        # The client types these as optional; in a report of a delivered record they are set.
-        self._resolve(Delivery(topic, partition, offset, timestamp if kind else None))  # type: ignore[arg-type]
+        self._resolve(delivery_of(message))
 
     def _resolve(self, outcome: Delivery | DeliveryError) -> None:
         if isinstance(outcome, Delivery):
@@ -187,7 +172,7 @@ class Receipt:
                 raise
             outcome = self._outcome
             assert outcome is not None
-        if self._unobserved:
+        if isinstance(outcome, DeliveryError):
             self._owner.observed(self)
         return outcome
 
@@ -218,6 +203,56 @@ def bounded(timeout: float | None) -> float | None:
     return None if timeout is None or timeout < 0 or not math.isfinite(timeout) else min(timeout, threading.TIMEOUT_MAX)
 
 
-def _set(woken: asyncio.Future[None]) -> None:
-    if not woken.done():
-        woken.set_result(None)
+class SpooledReceipt(Receipt):
+    """Of a record that is on the local disk."""
+
+    __slots__ = ()
+    _spooled = True
+
+
+_new_tuple = tuple.__new__
+
+
+def delivery_of(message: Message) -> Delivery:
+    """What the report of a delivered record says. The client types its fields as optional; here they are set."""
+    kind, timestamp = message.timestamp()
+    # Not Delivery(...): a named tuple's own __new__ costs as much as the rest of a report.
+    return _new_tuple(Delivery, (message.topic(), message.partition(), message.offset(), timestamp if kind else None))
+
+
+def raw_callback(on_delivery: Callable[..., Any], fields: Fields) -> Callable[[Receipt], Any]:
+    """The raw client's `on_delivery(error, message)` as a callback of a receipt."""
+    call = isolated(on_delivery, "on_delivery")
+
+    def tell(receipt: Receipt) -> None:
+        outcome = receipt._outcome
+        topic, value, key, headers, partition, timestamp = fields
+        about: dict[str, Any] = {"topic": topic, "value": value, "key": key, "headers": headers}
+        if isinstance(outcome, Delivery):
+            stamp = (0, 0) if outcome.timestamp is None else (1, outcome.timestamp)
+            call(
+                None,
+                getattr(receipt, "message", None)
+                or Message(partition=outcome.partition, offset=outcome.offset, timestamp=stamp, **about),
+            )
+            return
+        assert outcome is not None
+        error = outcome.error or KafkaError(KafkaError._MSG_TIMED_OUT, str(outcome))
+        call(error, Message(partition=partition, timestamp=(1, timestamp), error=error, **about))
+        receipt._owner.observed(receipt)
+
+    return tell
+
+
+def awaken(loop: asyncio.AbstractEventLoop, awaiting: list[asyncio.Future[None]]) -> None:
+    """Let the tasks go on that await these futures of one loop. From any thread."""
+    try:
+        loop.call_soon_threadsafe(_set, awaiting)
+    except RuntimeError:
+        return  # the loop was closed: nobody waits there any more; the receipts have their outcomes all the same
+
+
+def _set(awaiting: list[asyncio.Future[None]]) -> None:
+    for future in awaiting:
+        if not future.done():
+            future.set_result(None)

@@ -8,6 +8,7 @@ A way belongs to the process that made it. After a fork the child's copy refuses
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
@@ -19,15 +20,16 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from safekafka.client import ClusterWatch
 from safekafka.errors import ClosedError, ProducerFatalError, SafeKafkaError
 from safekafka.observe import Event, emit
+from safekafka.producer import sigterm
 from safekafka.producer.outcomes import OnUndelivered, Unobserved
-from safekafka.producer.receipt import Receipt, bounded
+from safekafka.producer.receipt import Receipt, awaken, bounded
 from safekafka.verdict import Verdict, judge
 
 PURGE_SECONDS = 5.0  # reports of purged records come at once; this bounds a client that gives none
 _CLOSE_MARGIN_SECONDS = 5.0
 _NOTIFY_SECONDS = 0.2
 _LOOK_SECONDS = 1.0  # who waits looks by himself this often, since a notification may have been given up
-_CLOSED = "the producer is closed. Remedy: make a new SafeProducer."
+CLOSED = "the producer is closed. Remedy: make a new SafeProducer."
 
 
 class Way:
@@ -42,6 +44,8 @@ class Way:
         self._disowned: ClosedError | None = None  # we are in a forked child
         self._drain_until: float | None = None  # set by close(): monotonic
         self._ended = False  # the thread is through; nobody reports any more
+        self.ending_by_signal = False  # set by the SIGTERM handler: nobody is told any more, the process ends
+        self._awaiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}  # the thread's own
         self._progress = threading.Condition()  # "something was reported", for those who wait
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -69,10 +73,23 @@ class Way:
 
     def begin_close(self, timeout: float) -> None:
         if self._refusal is None:
-            self._refusal = ClosedError(_CLOSED)
+            self._refusal = ClosedError(CLOSED)
         if self._drain_until is None:
             self._drain_until = time.monotonic() + timeout
         self._notify()
+
+    @property
+    def closing(self) -> bool:
+        return self._refusal is not None
+
+    def problems(self) -> list[str]:
+        """Sentences on what is the matter; empty while all is well."""
+        found = []
+        if self._refusal is not None:
+            found.append(str(self._refusal))
+        if diagnosis := self._watch.diagnosis():
+            found.append(diagnosis.strip())
+        return found
 
     def raise_death(self) -> None:
         if self._death is not None:
@@ -112,6 +129,12 @@ class Way:
     def watched(self, receipt: Receipt) -> None:
         """Every pending receipt is held anyway."""
 
+    def wake(self, loop: asyncio.AbstractEventLoop, awaiting: asyncio.Future[None]) -> None:
+        if self.on_own_thread():  # together with the others of this poll: one wake-up of the loop for all
+            self._awaiting.setdefault(loop, []).append(awaiting)
+        else:
+            awaken(loop, [awaiting])
+
     # ---- for subclasses
 
     def _work(self) -> None:
@@ -146,6 +169,24 @@ class Way:
             finally:
                 self._progress.release()
 
+    def _wake_awaiting(self) -> None:
+        """After a poll."""
+        if self._awaiting:
+            awaiting, self._awaiting = self._awaiting, {}
+            for loop, futures in awaiting.items():
+                awaken(loop, futures)
+
+    def _raise_refusal(self) -> None:
+        """Why `send()` does not accept any more."""
+        if self.ending_by_signal and not self.on_own_thread():
+            # An exception would end the program in its own way before the drain is over. The process ends meanwhile.
+            self._thread.join(PURGE_SECONDS + _CLOSE_MARGIN_SECONDS + self._drain_left())
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _drain_left(self) -> float:
+        return max(0.0, (self._drain_until or 0.0) - time.monotonic())
+
     def _serve(self, seconds: float, *, at_once: bool) -> None:
         """Take reports. `at_once`: without waiting for linger.ms."""
         try:
@@ -159,6 +200,7 @@ class Way:
             if judge(error.args[0]) is not Verdict.FATAL:
                 raise
             self._on_fatal(error.args[0])
+        self._wake_awaiting()
 
     def _on_fatal(self, error: KafkaError) -> None:
         raise NotImplementedError
@@ -181,11 +223,13 @@ class Way:
             except Exception as error:  # noqa: BLE001 - told, and the end goes on: others wait for it
                 emit(Event.THREAD_DIED, thread=self._thread.name, error=repr(error))
             self.client = cast(Producer, _EndedClient())  # librdkafka's threads end with the last reference
+            self._wake_awaiting()
             self._notify()
+            sigterm.ended(self)
 
 
 class _EndedClient:
     """In the client's place after the end."""
 
     def __getattr__(self, name: str) -> Any:
-        raise ClosedError(_CLOSED)
+        raise ClosedError(CLOSED)

@@ -27,8 +27,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -36,14 +36,14 @@ from safekafka.client import ClusterWatch
 from safekafka.errors import (
     DeliveryFailed,
     DeliveryUnknown,
-    InvalidRecordError,
     SafeKafkaError,
     SpoolFullError,
     SpoolUnusableError,
 )
 from safekafka.observe import Event, emit
+from safekafka.producer.health import ProducerStats
 from safekafka.producer.outcomes import OnUndelivered
-from safekafka.producer.receipt import Receipt
+from safekafka.producer.receipt import Receipt, SpooledReceipt, raw_callback
 from safekafka.producer.way import PURGE_SECONDS, Way
 from safekafka.record import Fields, as_record
 from safekafka.spool.config import Spool
@@ -76,7 +76,6 @@ class SpooledDelivery(Way):
         make_client: Callable[[], tuple[Producer, ClusterWatch]],
         spool: Spool,
         *,
-        max_record_bytes: int,
         max_block: float,
         on_undelivered: OnUndelivered | None,
     ) -> None:
@@ -85,7 +84,6 @@ class SpooledDelivery(Way):
         self._journal = Journal(spool)
         self._make_client = make_client
         self._spool = spool
-        self._max_record_bytes = max_record_bytes
         self._max_block = max_block
         self._appending = threading.Lock()
         self._appender: int | None = None
@@ -112,6 +110,10 @@ class SpooledDelivery(Way):
         self._backoff = _BACKOFF_SECONDS[0]
         self._not_before = 0.0
         self._blocked: set[str] = set()
+        self._settled = 0  # delivered or rejected
+        self._polled = 0  # of them, those that poll() has told of
+        self._rebuilds = 0
+        self._sent_again = 0
         if self._journal.count:
             emit(
                 Event.SPOOL_RECOVERED,
@@ -124,17 +126,15 @@ class SpooledDelivery(Way):
     # ---- callers
 
     def send(self, fields: Fields) -> Receipt:
+        return self.send_many([fields])[0]
+
+    def send_many(self, many: Sequence[Fields]) -> list[Receipt]:
+        """All of them or none, in one write to the disk."""
         if self._refusal is not None:
-            raise self._refusal
-        topic, value, key, headers, partition, timestamp = fields
-        size = len(value or b"") + len(key or b"")
-        if size > self._max_record_bytes:  # the client would refuse it, but after it was accepted
-            raise InvalidRecordError(
-                topic,
-                [f"{size} bytes are more than message.max.bytes={self._max_record_bytes}: make it smaller or raise it"],
-            )
+            self._raise_refusal()
         # The time of send(), not of the drain after an outage.
-        fields = (topic, value, key, headers, partition, timestamp or int(time.time() * 1000))
+        now = int(time.time() * 1000)
+        rows: list[Fields] = [(*fields[:5], fields[5] or now) for fields in many]
         if self._journal.bytes >= self._spool.max_bytes:
             self._wait_for_room()
         if self._interrupted_send():
@@ -142,20 +142,25 @@ class SpooledDelivery(Way):
                 "send() from a signal handler that interrupted a send() of the same thread. "
                 "Remedy: let the handler set a flag, and send from the program."
             )
-        receipt = Receipt(self, fields, 0.0, spooled=True)
+        receipts: list[Receipt] = [SpooledReceipt(self, fields) for fields in rows]
+        if not receipts:
+            return receipts
         with self._appending:
             self._appender = threading.get_ident()
             try:
                 if self._refusal is not None:  # closed while we waited; the journal may be closed too
                     raise self._refusal
-                seq = self._journal.append([fields])
-                self._receipts[seq] = receipt
-                self._announced = seq
+                last = self._journal.append(rows)
+                self._receipts.update(zip(range(last - len(rows) + 1, last + 1), receipts, strict=True))
+                self._announced = last
             finally:
                 self._appender = None
         if self._idle:
             self._notify()
-        return receipt
+        return receipts
+
+    def produce(self, fields: Fields, on_delivery: Callable[..., Any]) -> None:
+        self.send(fields)._add(raw_callback(on_delivery, fields))
 
     def flush(self, timeout: float | None) -> int:
         """Wait until Kafka has every record accepted before. Returns how many of them are still in the spool."""
@@ -165,9 +170,34 @@ class SpooledDelivery(Way):
             return 0 if self._open_from > target else len(self)
         return self._journal.count_up_to(target)
 
+    def poll(self, timeout: float | None) -> int:
+        """Wait for records to be settled. Returns how many were since the last time; 0 at once inside a callback."""
+        if self.on_own_thread():
+            return 0
+        self.check_owned()
+        self._wait(lambda: self._settled != self._polled or self._ended, timeout)
+        settled = self._settled
+        new, self._polled = settled - self._polled, settled
+        return new
+
     def __len__(self) -> int:
         self.check_owned()
         return self._journal.count
+
+    def stats(self) -> ProducerStats:
+        pending = len(self)
+        return ProducerStats(
+            pending=pending,
+            held=max(0, pending - len(self._in_flight)),
+            delivered=self._settled - self.failures.failed,
+            failed=self.failures.failed,
+            rebuilds=self._rebuilds,
+            sent_again=self._sent_again,
+            blocked_topics=tuple(sorted(self._blocked.copy())),
+        )
+
+    def problems(self) -> list[str]:
+        return super().problems() + [f"topic {topic!r} refuses records" for topic in sorted(self._blocked.copy())]
 
     def rejected(self) -> list[RejectedRecord]:
         self.check_owned()
@@ -304,6 +334,7 @@ class SpooledDelivery(Way):
                 self._on_fatal(error)
             return
         self._delivered.append(row)
+        self._settled += 1
         self._backoff = _BACKOFF_SECONDS[0]
         self._watch.alive()
         topic = row.fields[0]
@@ -385,8 +416,9 @@ class SpooledDelivery(Way):
     def _reject(self, failure: _Failure) -> None:
         row, reason = failure.row, refusal_of(failure.error)
         self._journal.reject(row.seq, reason, row.size)
+        self._settled += 1
         emit(Event.RECORD_REJECTED, topic=row.fields[0], seq=row.seq, reason=reason)
-        receipt = self._receipts.pop(row.seq, None) or Receipt(self, row.fields, 0.0, spooled=True)
+        receipt = self._receipts.pop(row.seq, None) or SpooledReceipt(self, row.fields)
         self._watched.discard(receipt)
         self.failures.fail(
             receipt,
@@ -423,6 +455,8 @@ class SpooledDelivery(Way):
         self._in_flight_bytes = 0
         self.client, self._watch = self._make_client()
         if self._fatal.code() != KafkaError._GAPLESS_GUARANTEE:  # that one is how we keep order, and no fault
+            self._rebuilds += 1
+            self._sent_again += sent_again
             emit(
                 Event.CLIENT_REBUILT, error=self._fatal.name(), detail=self._fatal.str(), records_sent_again=sent_again
             )

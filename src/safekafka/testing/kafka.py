@@ -161,6 +161,10 @@ class KafkaCluster(ClusterClient):
         with self._lock:
             return [i for i, node in sorted(self._nodes.items()) if node.running and node.node.is_broker]
 
+    def data_of(self, broker: int) -> Path:
+        """The folder with the broker's data, in it one folder a partition. To look into; to damage while it is down."""
+        return self._node(broker).node.data
+
     def log_tail(self, broker: int, lines: int = 40) -> str:
         """The last lines of the broker's log."""
         return self._node(broker).log_tail(lines)

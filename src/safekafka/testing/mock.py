@@ -85,7 +85,7 @@ class HasRawClient(Protocol):
     def raw_client(self) -> Producer | Consumer: ...
 
 
-_REMEDY = "install the wheel: pip install --force-reinstall --only-binary=:all: 'confluent-kafka>=2.12'"
+_REMEDY = "install the wheel: pip install --force-reinstall --only-binary=:all: 'confluent-kafka>=2.13'"
 _ALL_BROKERS = _NO_BROKER = -1
 _PRODUCER, _CONSUMER = 0, 1  # rd_kafka_type_t
 _NAME_SIZE = 128  # of the array in rd_kafka_t that rd_kafka_name() points to

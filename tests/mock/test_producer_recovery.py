@@ -1,0 +1,334 @@
+"""SafeProducer without a spool when the client can't go on, a topic refuses records, or the cluster is away."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, cimpl
+
+from safekafka import (
+    DeliveryFailed,
+    DeliveryUnknown,
+    ProducerFatalError,
+    Receipt,
+    SafeProducer,
+    UndeliveredError,
+)
+from safekafka.producer import direct
+from safekafka.producer.direct import DirectDelivery
+from safekafka.testing import MockCluster
+from safekafka.testing.ledger import read_log
+from safekafka.testing.mock import ApiKey, _handle, load_librdkafka
+from tests.mock.conftest import TOPIC
+from tests.processes import wait_until
+
+
+def log_of(cluster: MockCluster, topic: str = TOPIC, partition: int = 0) -> list[int]:
+    messages = read_log(cluster.bootstrap_servers, topic, timeout=30)
+    return [int((m.value() or b"").split()[0]) for m in messages if m.partition() == partition]
+
+
+def in_order(numbers: list[int]) -> bool:
+    firsts = list(dict.fromkeys(numbers))
+    return firsts == sorted(firsts)
+
+
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests in flight at a fatal error are not waited for as long as a real broker might need."""
+    monkeypatch.setattr(direct, "FATAL_WAIT_SECONDS", 0.5)
+
+
+@pytest.mark.parametrize("brokers", ["up", "down"])
+def test_P6_a_fatal_error_is_healed_and_nothing_is_lost_or_overtaken(
+    cluster: MockCluster,
+    make: Callable[..., SafeProducer],
+    caplog: pytest.LogCaptureFixture,
+    no_waits: None,
+    brokers: str,
+) -> None:
+    producer = make()
+    first = producer.raw_client
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    if brokers == "down":
+        cluster.set_broker_down()
+    receipts = [producer.send(TOPIC, str(n), partition=0) for n in range(1, 300)]
+    cluster.trigger_fatal_error(producer, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "lost the thread")
+    receipts += [producer.send(TOPIC, str(n), partition=0) for n in range(300, 600)]
+    if brokers == "down":
+        wait_until(lambda: producer.stats().rebuilds == 1, 30, "a new client")
+        cluster.set_broker_up()
+    assert producer.flush(30) == 0
+    assert {receipt.status for receipt in receipts} == {"delivered"}
+    log = log_of(cluster)
+    assert sorted(set(log)) == list(range(600))
+    assert in_order(log)
+    stats = producer.stats()
+    assert stats.rebuilds == 1
+    assert len(log) - 600 <= stats.sent_again
+    assert "client_rebuilt" in caplog.text
+    assert "lost the thread" in caplog.text
+    assert producer.raw_client is not first
+    assert producer.health().ok
+
+
+def test_P6_on_fatal_report_ends_the_records_in_doubt_instead_of_sending_them_again(
+    cluster: MockCluster, make: Callable[..., SafeProducer], no_waits: None
+) -> None:
+    producer = make(on_fatal="report")
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    cluster.set_broker_down()
+    receipts = [producer.send(TOPIC, str(n), partition=0) for n in range(1, 100)]
+    cluster.trigger_fatal_error(producer)
+    wait_until(lambda: all(receipt.done() for receipt in receipts), 30, "outcomes")
+    cluster.set_broker_up()
+    assert {receipt.status for receipt in receipts} == {"unknown"}
+    later = producer.send(TOPIC, b"100", partition=0)
+    assert later.result(30).partition == 0
+    assert log_of(cluster) == [0, 100]
+    with pytest.raises(UndeliveredError) as caught:
+        producer.close()
+    assert caught.value.count == 99
+
+
+def test_P6_too_many_fatal_errors_in_a_row_end_the_producer_loudly(
+    cluster: MockCluster, make: Callable[..., SafeProducer], no_waits: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    producer = make()
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    cluster.set_broker_down()
+    receipt = producer.send(TOPIC, b"1", partition=0)
+    for n in range(direct.MAX_REBUILDS):
+        client = producer.raw_client
+        cluster.trigger_fatal_error(producer)
+        wait_until(lambda client=client: producer.raw_client is not client, 30, f"rebuild {n}")  # type: ignore[misc]
+    cluster.trigger_fatal_error(producer)
+    with pytest.raises(DeliveryUnknown):
+        receipt.result(30)
+    for call in (lambda: producer.send(TOPIC, b"2"), producer.flush, producer.close):
+        with pytest.raises(ProducerFatalError, match="did not help"):
+            call()
+    assert "producer_fatal" in caplog.text
+    assert not producer.health().ok
+
+
+def test_B_P02_all_receipts_end_although_flush_raises_in_the_client(
+    cluster: MockCluster, make: Callable[..., SafeProducer], no_waits: None
+) -> None:
+    producer = make()
+    producer.send(TOPIC, b"0").result(30)
+    cluster.set_broker_down()
+    receipts = [producer.send(TOPIC, str(n)) for n in range(100)]
+    cluster.trigger_fatal_error(producer)
+    cluster.set_broker_up()
+    assert producer.flush(30) == 0
+    assert all(receipt.done() for receipt in receipts)
+
+
+def test_P1_one_record_too_large_among_many_fails_alone_and_order_is_kept(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    # The mock has no limit of its own: the broker's verdict on each batch that holds the culprit is played.
+    producer = make({"linger.ms": 50})
+    producer.send(TOPIC, b"0 warm", partition=0).result(30)
+    culprit = 700
+    receipts: list[Receipt] = []
+    cluster.push_request_errors(ApiKey.Produce, *([KafkaError.MSG_SIZE_TOO_LARGE] * 1))
+    for n in range(1, 1_500):
+        receipts.append(producer.send(TOPIC, f"{n} " + "x" * 50, partition=0))
+    assert producer.flush(60) == 0
+    assert {receipt.status for receipt in receipts} == {"delivered"}
+    log = log_of(cluster)
+    assert log == list(range(1_500)), culprit
+
+
+def test_P1_a_record_that_is_refused_alone_fails_and_the_next_goes_on(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make()
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    cluster.push_request_errors(ApiKey.Produce, KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.MSG_SIZE_TOO_LARGE)
+    refused = producer.send(TOPIC, b"1", partition=0)
+    with pytest.raises(DeliveryFailed, match="is not in Kafka"):
+        refused.result(30)
+    assert producer.send(TOPIC, b"2", partition=0).result(30).offset == 1
+    assert log_of(cluster) == [0, 2]
+
+
+def test_a_blocked_topic_waits_and_goes_on_in_order_while_others_flow(
+    cluster: MockCluster, make: Callable[..., SafeProducer], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "safekafka")
+    cluster.create_topic("other", partitions=1)
+    producer = make()
+    for topic in (TOPIC, "other"):
+        producer.send(topic, b"0", partition=0).result(30)
+    cluster.push_request_errors(ApiKey.Produce, *([KafkaError.TOPIC_AUTHORIZATION_FAILED] * 3))
+    receipts = [producer.send(TOPIC, str(n), partition=0) for n in range(1, 50)]
+    wait_until(lambda: producer.stats().blocked_topics == (TOPIC,), 30, "blocked")
+    assert "refuses records" in producer.health().problems[0]
+    receipts += [producer.send(TOPIC, str(n), partition=0) for n in range(50, 100)]
+    assert producer.send("other", b"1", partition=0).result(30).offset == 1
+    assert producer.flush(30) == 0
+    assert {receipt.status for receipt in receipts} == {"delivered"}
+    assert log_of(cluster) == list(range(100))
+    assert producer.stats().blocked_topics == ()
+    wait_until(lambda: "topic_unblocked" in caplog.text, 30, "event")
+    assert caplog.text.count(f"topic_blocked topic={TOPIC!r}") == 1  # told once
+
+
+def test_a_blocked_topic_that_stays_blocked_ends_its_records_in_time(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make(delivery_timeout=3.0)
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    cluster.push_request_errors(ApiKey.Produce, *([KafkaError.TOPIC_AUTHORIZATION_FAILED] * 1_000))
+    first = producer.send(TOPIC, b"1", partition=0)
+    wait_until(lambda: bool(producer.stats().blocked_topics), 30, "blocked")
+    later = [producer.send(TOPIC, str(n), partition=0) for n in range(2, 20)]
+    began = time.monotonic()
+    with pytest.raises(DeliveryUnknown, match="refuses records"):
+        first.result(30)
+    for receipt in later[5:]:
+        with pytest.raises(DeliveryFailed, match="refuses records"):
+            receipt.result(30)
+    assert time.monotonic() - began < 10
+    cluster.clear_request_errors(ApiKey.Produce)
+    assert producer.send(TOPIC, b"20", partition=0).result(30)
+
+
+def test_P1_in_an_outage_what_was_never_sent_ends_as_failed_and_is_never_delivered(
+    cluster: MockCluster, make: Callable[..., SafeProducer], caplog: pytest.LogCaptureFixture
+) -> None:
+    producer = make(delivery_timeout=3.0)
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    cluster.set_broker_down()
+    with_client = producer.send(TOPIC, b"1", partition=0)
+    wait_until(lambda: "cluster_unreachable" in caplog.text, 30, "outage noticed")
+    wait_until(lambda: not _way(producer)._straight, 30, "held back")
+    held = [producer.send(TOPIC, str(n), partition=0) for n in range(2, 50)]
+    assert producer.stats().held == 48
+    assert with_client.exception(30).__class__ is DeliveryUnknown
+    assert {receipt.exception(30).__class__ for receipt in held} == {DeliveryFailed}
+    cluster.set_broker_up()
+    assert producer.send(TOPIC, b"50", partition=0).result(30)
+    log = log_of(cluster)
+    assert log in ([0, 1, 50], [0, 50])
+    wait_until(lambda: producer.stats().late == log.count(1), 30, "late report")
+
+
+def test_records_held_back_in_an_outage_are_delivered_in_order_and_once_when_it_ends(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make()
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    cluster.set_broker_down()
+    receipts = [producer.send(TOPIC, b"1", partition=0)]
+    wait_until(lambda: not _way(producer)._straight, 30, "held back")
+    receipts += [producer.send(TOPIC, str(n), partition=0) for n in range(2, 1_000)]
+    assert not producer.health().ok
+    cluster.set_broker_up()
+    assert producer.flush(60) == 0
+    assert log_of(cluster) == list(range(1_000))
+    wait_until(lambda: _way(producer)._straight, 30, "the straight way again")
+
+
+def test_a_record_keeps_the_time_of_its_send_though_it_was_held_back(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make()
+    cluster.set_broker_down()
+    producer.send(TOPIC, b"0", partition=0)
+    wait_until(lambda: not _way(producer)._straight, 30, "held back")
+    before = time.time() * 1000
+    receipt = producer.send(TOPIC, b"1", partition=0)
+    after = time.time() * 1000
+    time.sleep(0.5)
+    cluster.set_broker_up()
+    receipt.result(30)
+    message = read_log(cluster.bootstrap_servers, TOPIC, timeout=30)[1]
+    assert before - 20 <= message.timestamp()[1] <= after + 20
+
+
+def test_P4_what_is_held_back_is_bounded_too(cluster: MockCluster, make: Callable[..., SafeProducer]) -> None:
+    cluster.set_broker_down()
+    producer = make({"queue.buffering.max.messages": 50}, max_block=0.2)
+    producer.send(TOPIC, b"0", partition=0)
+    wait_until(lambda: not _way(producer)._straight, 30, "held back")
+    for n in range(1, 50):
+        producer.send(TOPIC, str(n), partition=0)
+    with pytest.raises(BufferError):
+        producer.send(TOPIC, b"50", partition=0)
+    cluster.set_broker_up()
+    assert producer.flush(30) == 0
+    assert log_of(cluster) == list(range(50))
+
+
+def test_a_partition_that_does_not_exist_fails_its_record_alone(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make()
+    wrong = producer.send(TOPIC, b"1", partition=99)
+    with pytest.raises(DeliveryFailed, match="no partition 99"):
+        wrong.result(30)
+    assert producer.send(TOPIC, b"2", partition=0).result(30)
+    with pytest.raises(ValueError, match="no partition 99"):
+        producer.send(TOPIC, b"3", partition=99)
+    assert len(producer) == 0
+
+
+def test_a_client_that_is_wedged_though_the_cluster_is_well_is_replaced(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "WEDGED_SECONDS", 1.0)
+    producer = make()
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    _pause_producing(producer)
+    receipts = [producer.send(TOPIC, str(n), partition=0) for n in range(1, 20)]
+    assert producer.flush(60) == 0
+    assert {receipt.status for receipt in receipts} == {"delivered"}
+    assert producer.stats().rebuilds == 1
+    assert log_of(cluster) == list(range(20))
+
+
+def test_B_P25_a_producer_built_while_another_ends_gets_its_records_acknowledged(
+    cluster: MockCluster, make: Callable[..., SafeProducer], no_waits: None
+) -> None:
+    for n in range(5):
+        old = make()
+        old.send(TOPIC, b"0", partition=0)
+        ending = threading.Thread(target=old.close)
+        other = make()
+        cluster.trigger_fatal_error(other)
+        ending.start()
+        new = make()
+        assert new.send(TOPIC, str(n), partition=0).result(30)
+        assert other.send(TOPIC, str(n), partition=0).result(30)
+        ending.join(30)
+        new.close()
+
+
+def _way(producer: SafeProducer) -> DirectDelivery:
+    assert isinstance(producer._way, DirectDelivery)
+    return producer._way
+
+
+def _pause_producing(producer: SafeProducer) -> None:
+    """librdkafka's own switch, which no Python call reaches: the client stops sending, and says nothing."""
+    library: Any = load_librdkafka()
+    extension = ctypes.CDLL(cimpl.__file__)
+    for name, result, arguments in (
+        ("rd_kafka_topic_partition_list_new", ctypes.c_void_p, [ctypes.c_int]),
+        ("rd_kafka_topic_partition_list_add", ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32]),
+        ("rd_kafka_pause_partitions", ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p]),
+    ):
+        function = getattr(extension, name)
+        function.restype, function.argtypes = result, arguments
+    partitions = extension.rd_kafka_topic_partition_list_new(1)
+    extension.rd_kafka_topic_partition_list_add(partitions, TOPIC.encode(), 0)
+    assert extension.rd_kafka_pause_partitions(_handle(library, producer.raw_client), partitions) == 0
