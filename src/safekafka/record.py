@@ -26,9 +26,9 @@ _TOPIC_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01
 _MAX_PARTITION = 2**31 - 1
 _MAX_TIMESTAMP = 2**63 - 1
 # What the client adds to key, value and headers when it weighs a record against message.max.bytes: the largest varints
-# that may surround them (librdkafka's rdkafka_proto.h, RD_KAFKAP_MESSAGE_V2_MAX_OVERHEAD).
-_OVERHEAD = 36
-_known_topics: set[str] = set()  # names that passed the check; bounded, see topic_problem
+# that may surround them (librdkafka's rdkafka_proto.h, RD_KAFKAP_MESSAGE_V2_MAXOVERHEAD).
+OVERHEAD = 36
+known_topics: set[str] = set()  # names that passed the check; bounded, see topic_problem
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,16 @@ def checked(
         and partition is None
         and timestamp is None
         and type(topic) is str
-        and topic in _known_topics
+        and topic in known_topics
         and type(value) is bytes
     ):
         if key is None:
-            if max_bytes is None or len(value) <= max_bytes - _OVERHEAD:
+            if max_bytes is None or len(value) <= max_bytes - OVERHEAD:
                 return topic, value, None, None, -1, 0
-        elif type(key) is bytes and (max_bytes is None or len(value) + len(key) <= max_bytes - _OVERHEAD):
+        elif type(key) is bytes and (max_bytes is None or len(value) + len(key) <= max_bytes - OVERHEAD):
             return topic, value, key, None, -1, 0
     problems: list[str] = []
-    if type(topic) is not str or topic not in _known_topics:
+    if type(topic) is not str or topic not in known_topics:
         problem = topic_problem(topic)
         if problem:
             problems.append(problem)
@@ -96,7 +96,7 @@ def checked(
     pairs = None if not headers else _header_list(headers, problems)
     if max_bytes is not None:
         # As librdkafka's rd_kafka_msg_max_wire_size: what the record may need in a request, before compression.
-        size = len(value or b"") + len(key or b"") + _OVERHEAD
+        size = len(value or b"") + len(key or b"") + OVERHEAD
         if pairs:
             size += _header_bytes(pairs)
         if size > max_bytes:
@@ -177,8 +177,8 @@ def topic_problem(topic: object) -> str | None:
         return (
             f"topic {topic!r} is not a legal name: 1 to {_MAX_TOPIC} characters of a-z A-Z 0-9 . _ - (not '.' or '..')"
         )
-    if len(_known_topics) < 10_000:
-        _known_topics.add(topic)
+    if len(known_topics) < 10_000:
+        known_topics.add(topic)
     return None
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
 from confluent_kafka.serialization import SerializationError, StringSerializer
 
 from safekafka import (
@@ -34,7 +33,6 @@ from safekafka import (
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
 from tests.mock.conftest import TOPIC
-from tests.processes import wait_until
 
 
 def numbers_in_log(cluster: MockCluster, partition: int | None = None) -> list[int]:
@@ -335,34 +333,59 @@ def test_B_P08_records_are_delivered_although_the_program_forgets_to_close(clust
     assert numbers_in_log(cluster) == list(range(1_000))
 
 
-def test_P8_a_forked_child_is_refused_and_the_parents_records_arrive_once(
+def test_P8_the_parents_receipts_stay_the_parents_and_the_child_sends_with_a_client_of_its_own(
     cluster: MockCluster, make: Callable[..., SafeProducer]
 ) -> None:
     producer = make()
     for n in range(100):
         producer.send(TOPIC, str(n), partition=0)
-
     pending = producer.send(TOPIC, b"100", partition=0)
 
     def child(answer: Any) -> None:
-        calls = (lambda: producer.send(TOPIC, b"999"), producer.flush, lambda: len(producer), lambda: pending.result(9))
-        for call in calls:
+        answer.put((len(producer), producer.flush(), producer.poll(0), producer.stats().pending))
+        for look in (lambda: pending.result(9), lambda: asyncio.run(_delivery(pending))):
             try:
-                call()
+                look()
             except ClosedError as error:
                 answer.put(str(error))
+        answer.put(producer.send(TOPIC, b"7", partition=1).result(30).partition)
         producer.close()
 
     context = multiprocessing.get_context("fork")
     answer = context.Queue()
     process = context.Process(target=child, args=(answer,))
     process.start()
-    for _ in range(4):
-        assert "after the fork" in answer.get(timeout=30)
+    assert answer.get(timeout=30) == (0, 0, 0, 0)
+    for _ in range(2):
+        assert "parent process" in answer.get(timeout=30)
+    assert answer.get(timeout=30) == 1
     process.join(30)
     assert process.exitcode == 0
     assert producer.flush(30) == 0
-    assert numbers_in_log(cluster) == list(range(101))
+    assert numbers_in_log(cluster, 0) == list(range(101))
+    assert numbers_in_log(cluster, 1) == [7]
+
+
+def test_P8_a_producer_closed_in_the_child_before_its_first_use_stays_closed_there(
+    make: Callable[..., SafeProducer],
+) -> None:
+    producer = make()
+
+    def child(answer: Any) -> None:
+        producer.close()
+        try:
+            producer.send(TOPIC, b"0")
+        except ClosedError as error:
+            answer.put(str(error))
+
+    context = multiprocessing.get_context("fork")
+    answer = context.Queue()
+    process = context.Process(target=child, args=(answer,))
+    process.start()
+    assert "closed" in answer.get(timeout=30)
+    process.join(30)
+    assert process.exitcode == 0
+    producer.send(TOPIC, b"0").result(30)
 
 
 def test_P7_a_multiprocessing_child_delivers_what_it_sent_although_it_never_closes(cluster: MockCluster) -> None:

@@ -210,7 +210,7 @@ def test_P1_in_an_outage_what_was_never_sent_ends_as_failed_and_is_never_deliver
     cluster.set_broker_down()
     with_client = producer.send(TOPIC, b"1", partition=0)
     wait_until(lambda: "cluster_unreachable" in caplog.text, 30, "outage noticed")
-    wait_until(lambda: not _way(producer)._straight, 30, "held back")
+    wait_until(lambda: _way(producer)._gate is None, 30, "held back")
     held = [producer.send(TOPIC, str(n), partition=0) for n in range(2, 50)]
     assert producer.stats().held == 48
     assert with_client.exception(30).__class__ is DeliveryUnknown
@@ -229,13 +229,13 @@ def test_records_held_back_in_an_outage_are_delivered_in_order_and_once_when_it_
     producer.send(TOPIC, b"0", partition=0).result(30)
     cluster.set_broker_down()
     receipts = [producer.send(TOPIC, b"1", partition=0)]
-    wait_until(lambda: not _way(producer)._straight, 30, "held back")
+    wait_until(lambda: _way(producer)._gate is None, 30, "held back")
     receipts += [producer.send(TOPIC, str(n), partition=0) for n in range(2, 1_000)]
     assert not producer.health().ok
     cluster.set_broker_up()
     assert producer.flush(60) == 0
     assert log_of(cluster) == list(range(1_000))
-    wait_until(lambda: _way(producer)._straight, 30, "the straight way again")
+    wait_until(lambda: _way(producer)._gate is not None, 30, "the straight way again")
 
 
 def test_a_record_keeps_the_time_of_its_send_though_it_was_held_back(
@@ -244,7 +244,7 @@ def test_a_record_keeps_the_time_of_its_send_though_it_was_held_back(
     producer = make()
     cluster.set_broker_down()
     producer.send(TOPIC, b"0", partition=0)
-    wait_until(lambda: not _way(producer)._straight, 30, "held back")
+    wait_until(lambda: _way(producer)._gate is None, 30, "held back")
     before = time.time() * 1000
     receipt = producer.send(TOPIC, b"1", partition=0)
     after = time.time() * 1000
@@ -259,7 +259,7 @@ def test_P4_what_is_held_back_is_bounded_too(cluster: MockCluster, make: Callabl
     cluster.set_broker_down()
     producer = make({"queue.buffering.max.messages": 50}, max_block=0.2)
     producer.send(TOPIC, b"0", partition=0)
-    wait_until(lambda: not _way(producer)._straight, 30, "held back")
+    wait_until(lambda: _way(producer)._gate is None, 30, "held back")
     for n in range(1, 50):
         producer.send(TOPIC, str(n), partition=0)
     with pytest.raises(BufferError):

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from safekafka.producer import sigterm
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -31,7 +33,7 @@ def stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
         restore()
         stop()
         handler = before[signal.Signals(number)]
-        if callable(handler) and handler is not signal.default_int_handler:
+        if callable(handler) and handler is not signal.default_int_handler and not sigterm.is_ours(handler):
             handler(number, frame)  # the application's own
 
     for number, handler in before.items():

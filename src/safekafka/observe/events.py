@@ -32,13 +32,14 @@ class Event(enum.Enum):
     UNDELIVERED_AT_EXIT = ("undelivered_at_exit", logging.CRITICAL)
     LATE_REPORT = ("late_report", logging.WARNING)
     PRODUCER_FATAL = ("producer_fatal", logging.CRITICAL)
+    CLIENT_REBUILT = ("client_rebuilt", logging.WARNING)
+    TOPIC_BLOCKED = ("topic_blocked", logging.ERROR)
+    TOPIC_UNBLOCKED = ("topic_unblocked", logging.INFO)
+    ENDED_BY_SIGNAL = ("ended_by_signal", logging.INFO)
     # spool
     SPOOL_RECOVERED = ("spool_recovered", logging.INFO)
     SPOOL_LEFT = ("spool_left", logging.WARNING)
-    TOPIC_BLOCKED = ("topic_blocked", logging.ERROR)
-    TOPIC_UNBLOCKED = ("topic_unblocked", logging.INFO)
     RECORD_REJECTED = ("record_rejected", logging.ERROR)
-    CLIENT_REBUILT = ("client_rebuilt", logging.WARNING)
     SPOOL_SENDER_FAILING = ("spool_sender_failing", logging.ERROR)
     # consumer
     HANDLER_RETRY = ("handler_retry", logging.WARNING)

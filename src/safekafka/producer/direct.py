@@ -1,5 +1,5 @@
-"""Delivery without a spool: `send()` hands the record to librdkafka on the caller's thread; what goes wrong is put right
-by one thread.
+"""Delivery without a spool: `send()` hands the record to librdkafka on the caller's thread; what goes wrong is put
+right by one thread.
 
 Threads
 - Callers: `send` (any number at once; order is kept per calling thread), `flush`, `close`. A caller who sends at high
@@ -12,16 +12,20 @@ Locks, in this order
 - `_progress` (a condition: "reports came in"), taken by callers that wait (full buffer, flush) and to wake them.
 - `_polling`: whoever takes reports from the client, or ends receipts in another way. So no two threads decide about a
   receipt. Waited for within bounds only.
-- `_handing_over`: a record goes to the client or into `_held`. So nothing goes to a client that is being replaced, and
-  `_sent_at` is the order of all records. Reentrant, for a signal handler that sends on top of a send.
+- `_handing_over`: a record goes into `_held` or out of it, or the gate opens. Reentrant, for a signal handler that
+  sends on top of a send. The common way of a record takes no lock at all.
 The user's code runs under none of them. `_bell` is a lock used as a bell, since a signal handler may ring it at any
 point: held while silent, released to ring.
 
-A record is in `_open` from before it is handed over until its outcome is written, so none can be with the client unseen.
+A record is in `_open` from before it is handed over until it is reported, so none can be with the client unseen.
 
-The straight way (`_straight`) is the common one. It is left, and every record goes through `_held` and the delivery
-thread, while (1) the client is being replaced, (2) a topic refuses records, (3) the cluster has stopped answering: what
-was never handed over is definitely not in Kafka when its time is up, and is never sent behind the program's back.
+The gate (`_gate`) is the client's `produce` while records go straight to it. It is closed (None), and every record goes
+through `_held` and the delivery thread, while (1) the client is being replaced, (2) a topic refuses records, (3) the
+cluster has stopped answering: what was never handed over is definitely not in Kafka when its time is up, and is never
+sent behind the program's back. A caller may have gone through the gate just before it closed. He is seen by the record
+that he put into `_open` before: it counts as with the client. A client that is fatally ill refuses it, and the caller
+finds it taken back; if it was a client given up for another reason, the caller sees another gate afterwards and takes
+the record back himself.
 
 `delivery_timeout` is on the receipt, not inside the client: a finite timeout in the client duplicates and misreports
 records in an outage. What the client has goes on there, in the same idempotent session; the receipt is `unknown`.
@@ -47,7 +51,6 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from safekafka.client import ClusterWatch
 from safekafka.errors import (
     BufferFullError,
-    ClosedError,
     DeliveryError,
     DeliveryFailed,
     DeliveryUnknown,
@@ -60,8 +63,8 @@ from safekafka.producer.alone import Alone, Answer
 from safekafka.producer.health import ProducerStats
 from safekafka.producer.held import Care, Held, size_of
 from safekafka.producer.outcomes import OnUndelivered
-from safekafka.producer.receipt import Receipt, delivery_of, raw_callback
-from safekafka.producer.way import CLOSED, PURGE_SECONDS, Way
+from safekafka.producer.receipt import Receipt, raw_callback
+from safekafka.producer.way import PURGE_SECONDS, Way
 from safekafka.record import Fields, as_record
 from safekafka.verdict import Verdict, judge, refusal_of
 
@@ -78,7 +81,21 @@ _WEDGED_ASK_SECONDS = 5.0
 FATAL_WAIT_SECONDS = 30.0  # requests in flight at a fatal error may still succeed; their reports are waited for
 MAX_REBUILDS, REBUILD_WINDOW_SECONDS = 5, 60.0
 _METADATA_SECONDS = 2.0
+_WAITER_SECONDS = 1.0  # a task called that has not come by then is passed over
+# What a client that breaks off says of the records that it still had; any other error is a broker's answer.
+_BYSTANDERS = frozenset(
+    {
+        KafkaError._PURGE_QUEUE,
+        KafkaError._PURGE_INFLIGHT,
+        KafkaError._DESTROY,
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+    }
+)
 _LOCK_SECONDS = 5.0  # a lock's holder may be a thread that waits for us in a signal handler
+
+
+_new = object.__new__
 
 
 class DirectReceipt(Receipt):
@@ -102,10 +119,15 @@ class DirectReceipt(Receipt):
     def _report(self, error: KafkaError | None, message: Message) -> None:
         """On whichever thread took the report from the client, under `_polling`."""
         owner = self._owner
-        if error is None and self in owner._open:
-            self._outcome = delivery_of(message)
+        if error is None:
+            try:
+                del owner._open[self]
+            except KeyError:
+                owner._came_back(self, None)
+                return
+            topic = self._fields[0]  # type: ignore[index]
+            self._outcome = topic, message.partition(), message.offset(), message.timestamp()  # type: ignore[assignment]
             self._fields = None
-            del owner._open[self]
             owner._delivered += 1
             if self._callbacks is not None:
                 owner._resolved.append(self)
@@ -151,10 +173,11 @@ class DirectDelivery(Way):
         self._handing_over = threading.RLock()
         self._bell = threading.Lock()
         self._bell.acquire()
+        # The client's produce() while records go straight to it; None while they go through `_held`. Closed by any
+        # thread, opened by the delivery thread.
+        self._gate: Callable[..., None] | None = client.produce
         # Under _handing_over:
-        self._produce: Callable[..., None] = client.produce
-        self._straight = True
-        self._accepted = 0
+        self._sends = 0  # about: not counted under a lock
         self._held: Held[DirectReceipt] = Held()
         # Any thread, each step atomic:
         self._open: dict[DirectReceipt, bool] = {}  # in the order of send
@@ -172,7 +195,7 @@ class DirectDelivery(Way):
         self._hot_until = 0.0
         self._waiting = 0  # callers that wait for room or for the end of a flush
         self._flushing = 0
-        self._waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()  # tasks in asend()
+        self._waiters: deque[_Waiter] = deque()  # tasks in asend(), in the order they came
         # The delivery thread's own:
         self._care = Care()
         self._single = Alone(lambda: make_client(False)[0])  # for the last suspect of a refused batch
@@ -186,6 +209,7 @@ class DirectDelivery(Way):
         self._heard_before = 0
         self._unreachable_before = 0.0
         self._progress_at = time.monotonic()
+        self._busy_since = self._progress_at
         self._stalled = False
         self._asked_at = 0.0
         self._well = threading.Event()  # set by the thread that asks whether the cluster is well
@@ -196,27 +220,27 @@ class DirectDelivery(Way):
 
     def send(self, fields: Fields) -> Receipt:
         topic, value, key, headers, partition, timestamp = fields
-        receipt = DirectReceipt(self, fields)
-        sent = False
-        with self._handing_over:
-            if self._straight:
-                receipt._sent_at = time.monotonic()
-                self._open[receipt] = True
-                try:
-                    self._produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
-                except BaseException as error:
-                    del self._open[receipt]
-                    if not isinstance(error, (BufferError, KafkaException)):
-                        raise
-                else:
-                    self._accepted = accepted = self._accepted + 1
-                    if accepted % _STEP and self._straight:
-                        return receipt
-                    sent = True
-        if not sent:
-            self._send_when_possible(receipt)
-        else:
-            self._after_sending()
+        receipt: DirectReceipt = _new(DirectReceipt)  # not by __init__: a call for each record
+        receipt._owner = self
+        receipt._fields = fields
+        receipt._outcome = receipt._callbacks = None
+        produce = self._gate
+        if produce is not None:
+            receipt._sent_at = time.monotonic()
+            self._open[receipt] = True
+            try:
+                produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
+            except BaseException as error:
+                if self._taken_back(receipt):
+                    return receipt
+                if not isinstance(error, (BufferError, KafkaException)):
+                    raise
+            else:
+                self._sends = sends = self._sends + 1
+                if sends % _STEP == 0 or self._gate is not produce:
+                    self._after_sending(receipt, produce)
+                return receipt
+        self._send_when_possible(receipt)
         return receipt
 
     def produce(self, fields: Fields, on_delivery: Callable[..., Any]) -> None:
@@ -227,38 +251,34 @@ class DirectDelivery(Way):
     async def asend(self, fields: Fields) -> Receipt:
         """`send()` for an event loop. Tasks that wait for room are let in in the order they came."""
         receipt = DirectReceipt(self, fields)
-        while self.ending_by_signal and not self._ended:
-            await asyncio.sleep(_POLL_SECONDS)  # see _raise_refusal
+        while self.ending_by_signal and not self._ended:  # noqa: ASYNC110 - until the process ends, see _raise_refusal
+            await asyncio.sleep(_POLL_SECONDS)
         if not self._waiters and self._accept(receipt):
             return receipt
         loop = asyncio.get_running_loop()
         end = loop.time() + self._max_block
-        again = False
+        waiter = _Waiter(loop)
+        self._waiters.append(waiter)
+        alarm = loop.call_at(end, lambda: _let_in(waiter.called))
         try:
-            while True:
-                woken: asyncio.Future[None] = loop.create_future()
-                if again:  # still the first in line
-                    self._waiters.appendleft((loop, woken))
-                else:
-                    self._waiters.append((loop, woken))
+            while loop.time() < end:
                 self.ring()
-                try:
-                    await asyncio.wait_for(woken, max(0.0, end - loop.time()))
-                except asyncio.TimeoutError:
-                    raise self._no_room() from None
-                finally:
-                    with contextlib.suppress(ValueError):
-                        self._waiters.remove((loop, woken))
-                if self._accept(receipt):
+                await waiter.called  # not wait_for(): up to Python 3.11 it may swallow a cancellation
+                waiter.arm()
+                if self._waiters[0] is waiter and self._accept(receipt):
                     return receipt
-                again = True
+            raise self._no_room()
         finally:
-            self._let_one_in()  # whoever leaves the line passes the word on
+            alarm.cancel()
+            self._waiters.remove(waiter)
+            self._call_first_waiter()  # whoever leaves the line passes the word on
 
     def flush(self, timeout: float | None) -> int:
         """Wait for the outcomes of all earlier sends and for their callbacks. Returns how many are still open."""
         self.check_may_wait("flush()")
         open_receipts = deque([*self._open, *self._ending])
+        with self._no_other_reports():
+            pass  # a report under way may have taken its receipt out of _open, and not yet written the outcome
 
         def through() -> bool:
             while open_receipts and open_receipts[0].done():
@@ -337,17 +357,17 @@ class DirectDelivery(Way):
 
     def begin_close(self, timeout: float) -> None:
         super().begin_close(timeout)
-        self._straight = False
+        self._gate = None
         self.ring()
 
     def disown(self) -> None:
         super().disown()
-        self._straight = False
+        self._gate = None
 
     # ---- inside, callers' threads
 
     def _reports(self) -> int:
-        return self._accepted - len(self._open) - len(self._ending)
+        return self._delivered + self.failures.failed + self.failures.unknown
 
     def _send_when_possible(self, receipt: DirectReceipt) -> None:
         if not self._accept(receipt):
@@ -361,13 +381,28 @@ class DirectDelivery(Way):
                         raise self._no_room()
                 finally:
                     self._waiting -= 1
-        self._after_sending()
+        if self._ended:
+            self._settle()
 
-    def _after_sending(self) -> None:
+    def _after_sending(self, receipt: DirectReceipt, produce: Callable[..., None]) -> None:
+        """Every 64th record; and when the gate closed behind this one."""
         if self._ended:  # the thread ended while we sent, so its sweep may have missed this record
             self._settle()
-        elif not self._accepted % _STEP:
+        elif self._gate is produce:
             self._take_reports_here()
+        else:
+            with self._handing_over:
+                gone = getattr(produce, "__self__", None) is not self.client
+                if gone and receipt in self._open and receipt not in self._held:
+                    self._held.put_back([(receipt, True)])  # it went to a client that was given up meanwhile
+
+    def _taken_back(self, receipt: DirectReceipt) -> bool:
+        """The client refused the record. Whether it was found in `_open` meanwhile, and so waits on our side now."""
+        with self._handing_over:
+            if receipt in self._held or receipt not in self._open:
+                return True
+            del self._open[receipt]
+            return False
 
     def _no_room(self) -> BufferFullError:
         return BufferFullError(
@@ -385,11 +420,11 @@ class DirectDelivery(Way):
             if self._refusal is not None:
                 raise self._refusal
             receipt._sent_at = time.monotonic()
-            if not self._straight:
+            if self._gate is None:
                 return self._hold(receipt)
             self._open[receipt] = True
             try:
-                self._produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
+                self._gate(topic, value, key, partition, receipt._report, None, timestamp, headers)
             except BaseException as error:
                 del self._open[receipt]
                 if isinstance(error, BufferError):
@@ -397,7 +432,6 @@ class DirectDelivery(Way):
                 if isinstance(error, KafkaException):
                     return self._refused(receipt, error.args[0])
                 raise
-            self._accepted += 1
             return True
 
     def _refused(self, receipt: DirectReceipt, cause: KafkaError) -> bool:
@@ -407,10 +441,10 @@ class DirectDelivery(Way):
         if verdict is Verdict.FATAL:
             self._on_fatal(cause)
             return self._hold(receipt)
-        if cause.code() == KafkaError._UNKNOWN_PARTITION:
+        if cause.code() == KafkaError._UNKNOWN_PARTITION and fields[4] >= 0:
             raise InvalidRecordError(fields[0], [_no_such_partition(fields)]) from KafkaException(cause)
         if verdict is Verdict.TOPIC_BOUND:
-            self._straight = False
+            self._gate = None
             self._block(receipt, cause)
             return self._hold(receipt)
         if verdict is Verdict.RECORD_BOUND:
@@ -425,7 +459,6 @@ class DirectDelivery(Way):
         ):
             return False
         self._open[receipt] = True
-        self._accepted += 1
         self._held.add(receipt)
         self.ring()
         return True
@@ -460,20 +493,17 @@ class DirectDelivery(Way):
 
     def _on_fatal(self, error: KafkaError) -> None:
         """The client can't go on. Any thread; the delivery thread puts it right."""
-        self._straight = False
         if self._fatal is None or self._fatal.code() == KafkaError._FATAL:  # produce() does not tell the reason
             self._fatal = error
+        self._gate = None
         self.ring()
 
-    def _let_one_in(self) -> None:
-        while self._waiters:
-            try:
-                loop, woken = self._waiters.popleft()
-            except IndexError:
-                return
-            with contextlib.suppress(RuntimeError):  # its loop was closed
-                loop.call_soon_threadsafe(_let_in, woken)
-                return
+    def _call_first_waiter(self) -> None:
+        """There may be room for the first task in line. He stays the first until he is in, or has gone."""
+        with contextlib.suppress(IndexError):
+            waiter = self._waiters[0]
+            if not waiter.call() and len(self._waiters) > 1:
+                self._waiters.rotate(-1)  # his loop stands still, or is closed; the others go on
 
     def _oldest(self) -> DirectReceipt | None:
         while True:
@@ -492,7 +522,7 @@ class DirectDelivery(Way):
             self._purge()
 
     def _turn(self, seconds: float) -> None:
-        if not self._straight:
+        if self._gate is None:
             seconds = min(seconds, _BUSY_POLL_SECONDS)
         self._take_reports(seconds)
         self._tell()
@@ -500,11 +530,11 @@ class DirectDelivery(Way):
             self._replace_client()
         elif self._returned:
             self._settle_returned()
-        if not self._straight:
+        if self._gate is None:
             if self._fatal is None:
                 self._hear_alone()
                 self._feed()
-                if self._straight:
+                if self._gate is not None:
                     self._single.abandon()
             self._announce_blocked()
         self._look()
@@ -512,10 +542,10 @@ class DirectDelivery(Way):
         if self._waiting:
             self._notify()
         if self._waiters:
-            self._let_one_in()
+            self._call_first_waiter()
 
     def _take_reports(self, seconds: float) -> None:
-        if time.monotonic() < self._hot_until and not self._waiting and not self._waiters and self._straight:
+        if time.monotonic() < self._hot_until and not self._waiting and not self._waiters and self._gate is not None:
             self._bell.acquire(timeout=_HOT_SECONDS)  # callers take them
             return
         with self._no_other_reports():
@@ -576,7 +606,7 @@ class DirectDelivery(Way):
                     self._end_now(receipt, failure)
         if back:
             with self._handing_over:
-                self._straight = False
+                self._gate = None
                 for receipt, error in back:
                     self._block(receipt, error)
                 self._held.put_back((receipt, True) for receipt, _ in back)
@@ -584,8 +614,6 @@ class DirectDelivery(Way):
     def _failure(self, receipt: DirectReceipt, error: KafkaError) -> DeliveryError | None:
         """How the record ends by this error of a client that goes on. None: it waits for its topic."""
         fields = receipt.fields()
-        if error.code() == KafkaError._UNKNOWN_PARTITION:
-            return _not_in_kafka(fields, _no_such_partition(fields), error)
         verdict = _verdict(receipt, error)
         if verdict is Verdict.TOPIC_BOUND:
             return None
@@ -605,6 +633,8 @@ class DirectDelivery(Way):
         if self._fatal_until is None:
             self._fatal_until = time.monotonic() + FATAL_WAIT_SECONDS
         if len(self.client):
+            # What such a client puts back into its queue it never sends again, and does not report by itself.
+            self.client.purge(in_queue=True, in_flight=False, blocking=False)
             if time.monotonic() < self._fatal_until:
                 return
             self._purge()
@@ -616,24 +646,26 @@ class DirectDelivery(Way):
         with self._no_other_reports():
             with self._handing_over:
                 given_up, sent_again = self._take_back(own)
-                self.client, self._produce = client, client.produce
+                self.client = client
                 self._fatal = self._fatal_until = None
-            given_up = self._take_out(given_up)
+            self._take_out(receipt for receipt, _ in given_up)
         _let_go(old)
         self._progress_at = time.monotonic()
         self._sent_again += sent_again
         if not own:
             self._rebuilds += 1
             emit(Event.CLIENT_REBUILT, error=fatal.name(), detail=fatal.str(), records_sent_again=sent_again)
-        why = f"the client broke off: {fatal.str()} ({fatal.name()})"
-        self._end((receipt, self._maybe_in_kafka(receipt.fields(), why, fatal)) for receipt in given_up)
+        for receipt, error in given_up:
+            cause = error or fatal
+            why = f"the client broke off: {cause.str()} ({cause.name()})"
+            self._end([(receipt, self._maybe_in_kafka(receipt.fields(), why, cause))])
 
-    def _take_back(self, own: bool) -> tuple[list[DirectReceipt], int]:
+    def _take_back(self, own: bool) -> tuple[list[tuple[DirectReceipt, KafkaError | None]], int]:
         """What the old client did not deliver comes back to our side. Returns what is given up instead, and how many
         records may be sent a second time."""
         errors = dict(self._returned)
         self._returned.clear()
-        given_up: list[DirectReceipt] = []
+        given_up: list[tuple[DirectReceipt, KafkaError | None]] = []
         back: list[tuple[DirectReceipt, bool]] = []
         suspects: list[DirectReceipt] = []
         sent_again = 0
@@ -646,11 +678,13 @@ class DirectDelivery(Way):
             elif verdict is Verdict.TOPIC_BOUND and error is not None:
                 self._block(receipt, error)
                 back.append((receipt, True))
+            elif verdict is Verdict.UNKNOWN and error is not None and error.code() not in _BYSTANDERS:
+                given_up.append((receipt, error))
             elif own or self._resend_after_fatal:
                 sent_again += 1
                 back.append((receipt, True))
             else:
-                given_up.append(receipt)
+                given_up.append((receipt, error))
         self._held.put_back(back)
         if suspects:
             self._care.batch_refused(len(suspects), suspects[-1]._sent_at)
@@ -720,9 +754,10 @@ class DirectDelivery(Way):
                 return None
             care.next_portion(receipt)
         if receipt is None:
-            self._straight = (
-                not held and not held.blocked and not self._stalled and care.limit is None and self._refusal is None
-            )
+            if not held and not held.blocked and not self._stalled and care.limit is None:
+                self._gate = self.client.produce
+                if self._fatal is not None or self._refusal is not None:  # who sets these closes the gate after it
+                    self._gate = None
             return None
         if care.limit == 1:
             held.remove(receipt)
@@ -735,7 +770,7 @@ class DirectDelivery(Way):
 
     def _give(self, receipt: DirectReceipt) -> None:
         topic, value, key, headers, partition, timestamp = self._timed(receipt)
-        self._produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
+        self.client.produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
 
     def _timed(self, receipt: DirectReceipt) -> Fields:
         """The record with the time of `send()`, not of now."""
@@ -787,6 +822,8 @@ class DirectDelivery(Way):
         error = cast(KafkaError, answer.error)
         fatal = judge(error) is Verdict.FATAL
         failure = None if fatal else self._failure(receipt, error)
+        if error.code() == KafkaError._UNKNOWN_PARTITION and self._lacks_partition(receipt.fields()):
+            failure = _not_in_kafka(receipt.fields(), _no_such_partition(receipt.fields()), error)
         if failure is not None:
             self._end_now(receipt, failure)
             return
@@ -794,6 +831,15 @@ class DirectDelivery(Way):
             if not fatal or receipt.fields()[0] in self._held.blocked:
                 self._held.block(receipt.fields()[0], error, time.monotonic())
             self._held.put_back([(receipt, True)])
+
+    def _lacks_partition(self, fields: Fields) -> bool:
+        """Whether the topic is there, but not the partition that the program chose. The client says "unknown partition"
+        of a deleted topic as well."""
+        try:
+            topic = self.client.list_topics(fields[0], _METADATA_SECONDS).topics[fields[0]]
+        except KafkaException:
+            return False
+        return topic.error is None and bool(topic.partitions) and fields[4] not in (-1, *topic.partitions)
 
     def _send_probe(self) -> None:
         now = time.monotonic()
@@ -837,16 +883,16 @@ class DirectDelivery(Way):
         if self._late != self._late_told:
             self._late_told, records = self._late, self._late - self._late_told
             emit(Event.LATE_REPORT, records=records)
-        oldest = self._oldest()
-        if oldest is None:
-            return
-        quiet_since = max(self._progress_at, oldest._sent_at)
+        if not len(self.client):
+            self._busy_since = now
+        quiet_since = max(self._progress_at, self._busy_since)
         if not self._stalled and len(self.client):
             silent = now - quiet_since > self._stall_seconds
             if silent or unreachable_since > self._progress_at:
                 with self._handing_over:
-                    self._stalled, self._straight = True, False
-        if now - oldest._sent_at > self._delivery_timeout:
+                    self._stalled, self._gate = True, None
+        oldest = self._oldest()
+        if oldest is not None and now - oldest._sent_at > self._delivery_timeout:
             self._expire(now - self._delivery_timeout)
         if now - quiet_since > WEDGED_SECONDS:
             self._look_whether_wedged(now)
@@ -911,7 +957,7 @@ class DirectDelivery(Way):
 
     def _settle(self) -> None:
         """Nobody will report any more: give every open record its outcome. On the delivery thread, or after it."""
-        self._straight = False
+        self._gate = None
         self._single.abandon()
         self._probe.abandon()
         self._tell()
@@ -919,7 +965,6 @@ class DirectDelivery(Way):
         try:
             with self._no_other_reports():
                 left = self._take_out(list(self._open))
-                self._produce = _not_after_the_end  # and let go of the client
         finally:
             if mine:
                 self._handing_over.release()
@@ -958,10 +1003,29 @@ def _let_go(clients: list[Producer]) -> None:
     threading.Thread(target=clients.clear, name="safekafka-let-go", daemon=True).start()
 
 
-def _not_after_the_end(*_: Any) -> None:
-    raise ClosedError(CLOSED)
+class _Waiter:
+    """A task that waits for room."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.arm()
+
+    def arm(self) -> None:
+        self.called: asyncio.Future[None] = self._loop.create_future()
+        self._called_at: float | None = None
+
+    def call(self) -> bool:
+        """Let the task try again. From any thread. False if its loop does not run."""
+        now = time.monotonic()
+        if self._called_at is not None:
+            return now - self._called_at < _WAITER_SECONDS
+        self._called_at = now
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(_let_in, self.called)
+            return True
+        return False
 
 
-def _let_in(woken: asyncio.Future[None]) -> None:
-    if not woken.done():
-        woken.set_result(None)
+def _let_in(called: asyncio.Future[None]) -> None:
+    if not called.done():
+        called.set_result(None)

@@ -60,6 +60,12 @@ class Unobserved:
                 self._more -= 1
             failure._unobserved = 0
 
+    @property
+    def count(self) -> int:
+        """Failures that nobody observed."""
+        with self._lock:
+            return len(self._held) + self._more
+
     def raise_if_any(self) -> None:
         """Raise `UndeliveredError` with all failures nobody observed, once."""
         with self._lock:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing.util import Finalize
+from multiprocessing.util import Finalize, register_after_fork
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -30,7 +31,7 @@ from safekafka.producer.outcomes import OnUndelivered, Unobserved
 from safekafka.producer.receipt import Receipt
 from safekafka.producer.surroundings import refuse_unfit_surroundings
 from safekafka.producer.way import CLOSED
-from safekafka.record import Fields, Headers, Record, checked
+from safekafka.record import OVERHEAD, Fields, Headers, Record, checked, known_topics
 from safekafka.settings import buffer_limits, linger_seconds, message_max_bytes, positive, producer_settings
 from safekafka.spool.config import Spool
 from safekafka.spool.journal import RejectedRecord
@@ -89,15 +90,16 @@ class SafeProducer:
         if on_fatal not in ("resend", "report"):
             raise ValueError(f"on_fatal={on_fatal!r}: give 'resend' or 'report'")
         settings, problems = producer_settings(config)
-        self._credentials: tuple[str, str] | None = None
+        credentials: list[tuple[str, str]] = []  # not self's, or make_client would keep a forgotten producer alive
+        self._credentials = credentials
         watch: ClusterWatch | None = None
 
         def make_client(gapless: bool) -> tuple[Producer, ClusterWatch]:
             nonlocal watch
             complete = settings if gapless else {**settings, "enable.gapless.guarantee": False}
             client, watch = build_client(Producer, complete, problems, watch)
-            if self._credentials is not None:
-                client.set_sasl_credentials(*self._credentials)
+            if credentials:
+                client.set_sasl_credentials(*credentials[-1])
             return client, watch
 
         def make_way() -> DirectDelivery | SpooledDelivery:
@@ -123,12 +125,14 @@ class SafeProducer:
         self._key_serializer = key_serializer
         self._value_serializer = value_serializer
         self._max_record_bytes = message_max_bytes(settings)
+        self._max_plain_bytes = self._max_record_bytes - OVERHEAD
         self._shutdown_timeout = shutdown_timeout
         self._handle_sigterm = handle_sigterm
         self._make_way = make_way
         self._begin_anew_lock = threading.Lock()
         self._begin()
         _live.add(self)
+        register_after_fork(self, SafeProducer._finalizers_were_cleared)
 
     def _begin(self) -> DirectDelivery | SpooledDelivery:
         self._way: DirectDelivery | SpooledDelivery | _NotYet = (way := self._make_way())
@@ -137,7 +141,16 @@ class SafeProducer:
         self._at_exit = Finalize(self, _close_forgotten, args=(way, self._shutdown_timeout), exitpriority=10)
         if self._handle_sigterm:
             sigterm.watch(way, self._shutdown_timeout)
+        # The children of Celery's pool end by os._exit: no finalizer and no atexit, but this signal comes before.
+        if (signals := sys.modules.get("celery.signals")) is not None:
+            signals.worker_process_shutdown.connect(_close_live, weak=False, dispatch_uid="safekafka")
         return way
+
+    def _finalizers_were_cleared(self) -> None:
+        """In a multiprocessing child, which has just cleared all finalizers. Under forkserver the main module was
+        imported in the child before, so a producer that it made is this process's own."""
+        if not isinstance(self._way, _NotYet):
+            self._at_exit = Finalize(self, _close_forgotten, args=(self._way, self._shutdown_timeout), exitpriority=10)
 
     def send(
         self,
@@ -157,6 +170,17 @@ class SafeProducer:
         """
         if self._key_serializer is not None or self._value_serializer is not None:
             return self._way.send(self._checked(Record(topic, value, key, headers, partition, timestamp)))
+        if (  # the commonest record, checked here and now: a call less for each
+            headers is None
+            and key is None
+            and partition is None
+            and timestamp is None
+            and type(value) is bytes
+            and type(topic) is str
+            and topic in known_topics
+            and len(value) <= self._max_plain_bytes
+        ):
+            return self._way.send((topic, value, None, None, -1, 0))
         return self._way.send(checked(topic, value, key, headers, partition, timestamp, self._max_record_bytes))
 
     def send_many(self, records: Iterable[Record]) -> list[Receipt]:
@@ -322,7 +346,7 @@ class SafeProducer:
     def set_sasl_credentials(self, username: str, password: str) -> None:
         """For connections made from now on, also those of a client that takes the place of this one."""
         self.raw_client.set_sasl_credentials(username, password)
-        self._credentials = (username, password)
+        self._credentials[:] = [(username, password)]
 
     def rejected(self) -> list[RejectedRecord]:
         """Records of the spool that Kafka can never take, oldest first. Empty without a spool."""
@@ -361,12 +385,13 @@ class SafeProducer:
             return self._begin() if isinstance(self._way, _NotYet) else self._way
 
     def _in_forked_child(self) -> None:
+        self._begin_anew_lock = threading.Lock()  # another thread of the parent may have held it
         self._at_exit.cancel()
         if isinstance(self._way, _NotYet):
             return
-        self._begin_anew_lock = threading.Lock()  # another thread of the parent may have held it
+        closing = self._way.closing
         self._way.disown()
-        if isinstance(self._way, DirectDelivery) and not self._way.closing:
+        if isinstance(self._way, DirectDelivery) and not closing:
             self._way = _NotYet(self)
 
 
@@ -437,6 +462,12 @@ def _close_forgotten(way: DirectDelivery | SpooledDelivery, timeout: float) -> N
         emit(Event.UNDELIVERED_AT_EXIT, records=error.count)
     except SafeKafkaError:
         return  # told by an event
+
+
+def _close_live(**_: Any) -> None:
+    for producer in list(_live):
+        if not isinstance(producer._way, _NotYet):
+            _close_forgotten(producer._way, producer._shutdown_timeout)
 
 
 _live: weakref.WeakSet[SafeProducer] = weakref.WeakSet()

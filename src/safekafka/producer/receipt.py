@@ -1,9 +1,9 @@
 """The receipt of one accepted record: pending, then exactly one of delivered, failed, unknown.
 
-Threads: resolved once, by whoever takes the record's report from the client; read, awaited and given callbacks from any
-thread. There is no lock per receipt. The outcome is written first and the callbacks are looked at afterwards; who adds a
-callback looks at the outcome afterwards; so at least one of the two sees the other, and `list.pop` hands each callback
-to one. Callbacks run on the owner's thread, or on the adder's if there is an outcome already.
+Threads: resolved once, by whoever takes the record's report from the client; read, awaited and given callbacks from
+any thread. There is no lock per receipt. The outcome is written first and the callbacks are looked at afterwards; who
+adds a callback looks at the outcome afterwards; so at least one of the two sees the other, and `list.pop` hands each
+callback to one. Callbacks run on the owner's thread, or on the adder's if there is an outcome already.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import threading
 from collections.abc import Callable, Generator
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from confluent_kafka import KafkaError, Message
 
@@ -25,11 +26,12 @@ Status: TypeAlias = Literal["pending", "delivered", "failed", "unknown"]
 
 
 class Delivery(NamedTuple):
-    """Where the record is. `timestamp` is in ms since the epoch, None if the broker gave none."""
+    """Where the record is. `timestamp` is in ms since the epoch, None if the broker gave none; so is `offset`, which a
+    broker leaves out when it has seen the record before (a retry whose first acknowledgement was lost)."""
 
     topic: str
     partition: int
-    offset: int
+    offset: int | None
     timestamp: int | None
 
 
@@ -52,6 +54,15 @@ class ReceiptOwner(Protocol):
 _adding = threading.Lock()  # taken by who adds a callback, never by who resolves
 
 
+def _renew_lock() -> None:
+    """In a forked child: a thread of the parent may have held it."""
+    global _adding
+    _adding = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 class Receipt:
     """The outcome of one record. Made by `SafeProducer.send()`; thread safe; may be awaited on any running event
     loop."""
@@ -62,7 +73,8 @@ class Receipt:
     def __init__(self, owner: ReceiptOwner, fields: Fields) -> None:
         self._owner = owner
         self._fields: Fields | None = fields
-        self._outcome: Delivery | DeliveryError | None = None
+        # Delivered: a plain tuple, as the report gave it, until somebody asks for the Delivery.
+        self._outcome: Delivery | tuple[str, int, int, tuple[int, int]] | DeliveryError | None = None
         self._callbacks: list[Callable[[Receipt], Any]] | None = None
 
     @property
@@ -70,14 +82,14 @@ class Receipt:
         outcome = self._outcome
         if outcome is None:
             return "pending"
-        if isinstance(outcome, Delivery):
+        if isinstance(outcome, tuple):
             return "delivered"
         return "failed" if isinstance(outcome, DeliveryFailed) else "unknown"
 
     @property
     def durable(self) -> bool:
         """True once the record is on the local disk or delivered."""
-        return self._spooled or isinstance(self._outcome, Delivery)
+        return self._spooled or isinstance(self._outcome, tuple)
 
     @property
     def record(self) -> Record | None:
@@ -136,7 +148,7 @@ class Receipt:
         return self.result(0)
 
     def __repr__(self) -> str:
-        return f"<Receipt {self.status} {self._outcome or ''}>"
+        return f"<Receipt {self.status} {'' if self._outcome is None else self._known()}>"
 
     # ---- for the owner
 
@@ -152,9 +164,17 @@ class Receipt:
 
     # ---- inside
 
-    def _wait(self, timeout: float | None) -> Delivery | DeliveryError:
+    def _known(self) -> Delivery | DeliveryError:
+        """The outcome, which is there."""
         outcome = self._outcome
-        if outcome is None:
+        if type(outcome) is tuple:
+            topic, partition, offset, (kind, timestamp) = cast("tuple[str, int, int, tuple[int, int]]", outcome)
+            self._outcome = outcome = Delivery(topic, partition, offset, timestamp if kind else None)
+        assert isinstance(outcome, (Delivery, DeliveryError))
+        return outcome
+
+    def _wait(self, timeout: float | None) -> Delivery | DeliveryError:
+        if self._outcome is None:
             self._owner.check_may_wait("receipt.result()")
             timeout = bounded(timeout)
             arrived = threading.Lock()
@@ -170,8 +190,7 @@ class Receipt:
             except BaseException:
                 self._remove(wake)
                 raise
-            outcome = self._outcome
-            assert outcome is not None
+        outcome = self._known()
         if isinstance(outcome, DeliveryError):
             self._owner.observed(self)
         return outcome
@@ -210,14 +229,10 @@ class SpooledReceipt(Receipt):
     _spooled = True
 
 
-_new_tuple = tuple.__new__
-
-
 def delivery_of(message: Message) -> Delivery:
     """What the report of a delivered record says. The client types its fields as optional; here they are set."""
     kind, timestamp = message.timestamp()
-    # Not Delivery(...): a named tuple's own __new__ costs as much as the rest of a report.
-    return _new_tuple(Delivery, (message.topic(), message.partition(), message.offset(), timestamp if kind else None))
+    return Delivery(message.topic(), message.partition(), message.offset(), timestamp if kind else None)  # type: ignore[arg-type]
 
 
 def raw_callback(on_delivery: Callable[..., Any], fields: Fields) -> Callable[[Receipt], Any]:
@@ -225,7 +240,7 @@ def raw_callback(on_delivery: Callable[..., Any], fields: Fields) -> Callable[[R
     call = isolated(on_delivery, "on_delivery")
 
     def tell(receipt: Receipt) -> None:
-        outcome = receipt._outcome
+        outcome = receipt._known()
         topic, value, key, headers, partition, timestamp = fields
         about: dict[str, Any] = {"topic": topic, "value": value, "key": key, "headers": headers}
         if isinstance(outcome, Delivery):
@@ -236,7 +251,6 @@ def raw_callback(on_delivery: Callable[..., Any], fields: Fields) -> Callable[[R
                 or Message(partition=outcome.partition, offset=outcome.offset, timestamp=stamp, **about),
             )
             return
-        assert outcome is not None
         error = outcome.error or KafkaError(KafkaError._MSG_TIMED_OUT, str(outcome))
         call(error, Message(partition=partition, timestamp=(1, timestamp), error=error, **about))
         receipt._owner.observed(receipt)

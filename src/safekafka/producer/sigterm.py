@@ -24,7 +24,6 @@ from collections.abc import Callable, Sized
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
-from safekafka.errors import UndeliveredError
 from safekafka.observe import Event, emit
 
 if TYPE_CHECKING:
@@ -62,7 +61,6 @@ class _Process:
         return [(way, seconds) for ref, seconds in list(self.live.values()) if (way := ref()) is not None]
 
 
-_ENDED: Event | None = getattr(Event, "ENDED_BY_SIGNAL", None)
 _process = _Process()
 _libc_signal: Callable[[int, int], object] | None = None
 
@@ -160,18 +158,15 @@ def _end_in_time(process: _Process, seconds: float) -> None:
 
 def _tell_unobserved(way: Way) -> None:
     """Nobody will call close() any more to be told."""
-    try:
-        way.failures.raise_if_any()
-    except UndeliveredError as error:
-        emit(Event.UNDELIVERED_AT_EXIT, records=error.count)
+    if records := way.failures.count:
+        emit(Event.UNDELIVERED_AT_EXIT, records=records)
 
 
 def _tell_end(process: _Process) -> None:
     if hanging := [way for way, _ in process.ways()]:
         pending = sum(len(way) for way in hanging if isinstance(way, Sized))
         emit(Event.CLOSE_TIMED_OUT, producers=len(hanging), pending=pending, reason="a callback does not return")
-    if _ENDED is not None:
-        emit(_ENDED, signal="SIGTERM", producers=process.producers)
+    emit(Event.ENDED_BY_SIGNAL, signal="SIGTERM", producers=process.producers)
 
 
 def _end_process() -> None:

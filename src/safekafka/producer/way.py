@@ -74,8 +74,9 @@ class Way:
     def begin_close(self, timeout: float) -> None:
         if self._refusal is None:
             self._refusal = ClosedError(CLOSED)
-        if self._drain_until is None:
-            self._drain_until = time.monotonic() + timeout
+        until = time.monotonic() + timeout
+        if self._drain_until is None or self.ending_by_signal:  # a signal may cut a longer close() short
+            self._drain_until = min(until, self._drain_until or until)
         self._notify()
 
     @property
@@ -109,8 +110,9 @@ class Way:
     def disown(self) -> None:
         """In a forked child: client, thread and locks stayed in the parent; nothing of them may be touched here."""
         self._disowned = self._refusal = ClosedError(
-            "this producer belongs to the parent process, which still delivers what it accepted there. "
-            "Remedy: make a SafeProducer in the child, after the fork (with a spool folder of its own)."
+            "this belongs to the parent process, which still delivers what it accepted there. "
+            "Remedy: look at receipts in the process that sent; with a spool, make a SafeProducer in the child, after "
+            "the fork, with a spool folder of its own."
         )
 
     def check_owned(self) -> None:

@@ -44,6 +44,8 @@ _quiet.setLevel(logging.CRITICAL + 1)
 _ENDED_BY_WAITING = frozenset(
     {
         KafkaError._ALL_BROKERS_DOWN,
+        # The client dropped the broker it had asked, e.g. since new metadata named it otherwise. A newer name.
+        getattr(KafkaError, "_DESTROY_BROKER", -137),
         KafkaError._TIMED_OUT,
         KafkaError._TIMED_OUT_QUEUE,
         KafkaError._TRANSPORT,
