@@ -3,7 +3,7 @@ right by one thread.
 
 Threads
 - Callers: `send` (any number at once; order is kept per calling thread), `flush`, `close`. A caller who sends at high
-  speed also takes delivery reports from the client, every 64th record: another thread would have to fight him for
+  speed also takes delivery reports from the client, every 256th record: another thread would have to fight him for
   Python's interpreter lock, record by record. He only writes down successes; the user's code never runs there.
 - The delivery thread: takes the reports while nobody sends at high speed, runs the user's callbacks, keeps
   `delivery_timeout`, feeds what was held back, and replaces the client.
@@ -70,9 +70,9 @@ from safekafka.verdict import Verdict, judge, refusal_of
 
 _POLL_SECONDS = 0.1
 _BUSY_POLL_SECONDS = 0.01  # while records are fed by the delivery thread
-_STEP = 64  # a caller at high speed takes reports at each so many records; a power of two
+_STEP = 256  # a caller at high speed takes reports at each so many records; a power of two
 _HIGH_SPEED = 20_000  # records a second
-_HOT_SECONDS = 0.005  # so long after a caller took reports, the delivery thread leaves them to callers
+_HOT_SECONDS = 0.01  # so long after a caller took reports, the delivery thread leaves them to callers
 _LOOK_SECONDS = 0.02
 _FEED_RECORDS = 1_000
 STALL_SECONDS = 2.0  # without any report: what comes now is held back
@@ -219,17 +219,22 @@ class DirectDelivery(Way):
     # ---- callers
 
     def send(self, fields: Fields) -> Receipt:
-        topic, value, key, headers, partition, timestamp = fields
+        receipt = DirectReceipt(self, fields)
+        self._send_when_possible(receipt)
+        return receipt
+
+    def send_plain(self, topic: str, value: bytes | None, key: bytes | None) -> Receipt:
+        """`send()` of the commonest record. It takes no lock and makes no call that it can do without."""
         receipt: DirectReceipt = _new(DirectReceipt)  # not by __init__: a call for each record
         receipt._owner = self
-        receipt._fields = fields
+        receipt._fields = (topic, value, key, None, -1, 0)
         receipt._outcome = receipt._callbacks = None
         produce = self._gate
         if produce is not None:
             receipt._sent_at = time.monotonic()
             self._open[receipt] = True
             try:
-                produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
+                produce(topic, value, key, -1, receipt._report)
             except BaseException as error:
                 if self._taken_back(receipt):
                     return receipt
@@ -237,7 +242,7 @@ class DirectDelivery(Way):
                     raise
             else:
                 self._sends = sends = self._sends + 1
-                if sends % _STEP == 0 or self._gate is not produce:
+                if not sends % _STEP or self._gate is not produce:
                     self._after_sending(receipt, produce)
                 return receipt
         self._send_when_possible(receipt)
@@ -350,6 +355,10 @@ class DirectDelivery(Way):
             found.append(f"the oldest record has waited for {age:.0f} s of delivery_timeout={self._delivery_timeout} s")
         return found
 
+    def watched(self, receipt: Receipt) -> None:
+        self._hot_until = 0.0  # somebody waits: the delivery thread takes the reports again, at once
+        self.ring()
+
     def ring(self) -> None:
         """The delivery thread has something to do. From anywhere, a signal handler included."""
         with contextlib.suppress(RuntimeError):  # it rings already
@@ -381,11 +390,14 @@ class DirectDelivery(Way):
                         raise self._no_room()
                 finally:
                     self._waiting -= 1
+        self._sends += 1
         if self._ended:
             self._settle()
+        elif not self._sends % _STEP:
+            self._take_reports_here()
 
     def _after_sending(self, receipt: DirectReceipt, produce: Callable[..., None]) -> None:
-        """Every 64th record; and when the gate closed behind this one."""
+        """Every 256th record; and when the gate closed behind this one."""
         if self._ended:  # the thread ended while we sent, so its sweep may have missed this record
             self._settle()
         elif self._gate is produce:
@@ -464,7 +476,7 @@ class DirectDelivery(Way):
         return True
 
     def _take_reports_here(self) -> None:
-        """Every 64th record of a sender: at high speed he takes the reports himself, for the time being."""
+        """Every 256th record of a sender: at high speed he takes the reports himself, for the time being."""
         now = time.monotonic()
         before, self._stepped_at = self._stepped_at, now
         if now - before > _STEP / _HIGH_SPEED or self.on_own_thread():

@@ -125,6 +125,7 @@ class SafeProducer:
         self._key_serializer = key_serializer
         self._value_serializer = value_serializer
         self._max_record_bytes = message_max_bytes(settings)
+        self._plain = key_serializer is None and value_serializer is None
         self._max_plain_bytes = self._max_record_bytes - OVERHEAD
         self._shutdown_timeout = shutdown_timeout
         self._handle_sigterm = handle_sigterm
@@ -168,20 +169,21 @@ class SafeProducer:
         Raises `InvalidRecordError` (nothing was queued), `BufferFullError` or `SpoolFullError` (not accepted),
         `DeliveryFailed` (the client refused the record), `ClosedError`, `ProducerFatalError`.
         """
-        if self._key_serializer is not None or self._value_serializer is not None:
-            return self._way.send(self._checked(Record(topic, value, key, headers, partition, timestamp)))
         if (  # the commonest record, checked here and now: a call less for each
-            headers is None
-            and key is None
+            type(value) is bytes
+            and (key is None or type(key) is bytes)
+            and headers is None
             and partition is None
             and timestamp is None
-            and type(value) is bytes
+            and self._plain
             and type(topic) is str
             and topic in known_topics
-            and len(value) <= self._max_plain_bytes
+            and len(value) + (0 if key is None else len(key)) <= self._max_plain_bytes
         ):
-            return self._way.send((topic, value, None, None, -1, 0))
-        return self._way.send(checked(topic, value, key, headers, partition, timestamp, self._max_record_bytes))
+            return self._way.send_plain(topic, value, key)
+        if self._plain:
+            return self._way.send(checked(topic, value, key, headers, partition, timestamp, self._max_record_bytes))
+        return self._way.send(self._checked(Record(topic, value, key, headers, partition, timestamp)))
 
     def send_many(self, records: Iterable[Record]) -> list[Receipt]:
         """Accept many records, in order; with a spool they share one write to the disk.
@@ -370,9 +372,9 @@ class SafeProducer:
         topic = record.topic
         key: Any = record.key
         value: Any = record.value
-        # A copy: a serializer may add headers, which must not grow into the program's own.
         headers: Any = record.headers
-        if headers is None or isinstance(headers, (Mapping, list, tuple)):
+        if not self._plain and (headers is None or isinstance(headers, (Mapping, list, tuple))):
+            # A copy: a serializer may add headers, which must not grow into the program's own.
             headers = dict(headers) if isinstance(headers, Mapping) else list(headers or ())
         if self._key_serializer is not None:
             key = _serialized(self._key_serializer, key, topic, MessageField.KEY, headers)
@@ -411,6 +413,9 @@ class _NotYet:
 
     def send(self, fields: Fields) -> Receipt:
         return self.begin().send(fields)
+
+    def send_plain(self, topic: str, value: bytes | None, key: bytes | None) -> Receipt:
+        return self.begin().send_plain(topic, value, key)
 
     def produce(self, fields: Fields, on_delivery: Callable[..., Any]) -> None:
         self.begin().produce(fields, on_delivery)

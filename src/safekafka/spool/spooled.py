@@ -128,6 +128,9 @@ class SpooledDelivery(Way):
     def send(self, fields: Fields) -> Receipt:
         return self.send_many([fields])[0]
 
+    def send_plain(self, topic: str, value: bytes | None, key: bytes | None) -> Receipt:
+        return self.send((topic, value, key, None, -1, 0))
+
     def send_many(self, many: Sequence[Fields]) -> list[Receipt]:
         """All of them or none, in one write to the disk."""
         if self._refusal is not None:

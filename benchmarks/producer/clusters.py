@@ -1,0 +1,85 @@
+"""The brokers of a run: mock ones, made anew for each round, or three real ones for all rounds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from benchmarks.producer.mock_process import MockProcess
+from benchmarks.producer.setup import PARTITIONS
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from safekafka.testing import KafkaCluster
+
+
+class Brokers(Protocol):
+    """`round()` is entered once a round; within it each run has `topic()`: addresses and a topic to send to."""
+
+    name: str
+
+    def round(self) -> AbstractContextManager[None]: ...
+
+    def topic(self) -> AbstractContextManager[tuple[str, str]]: ...
+
+
+class MockBrokers:
+    """Mock brokers keep their logs in memory, hence new ones each round."""
+
+    name = "mock"
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        with MockProcess() as self._process:
+            yield
+
+    @contextmanager
+    def topic(self) -> Iterator[tuple[str, str]]:
+        yield self._process.servers, self._process.topic
+
+
+class RealBrokers:
+    """Three brokers with three replicas of each partition. A topic a run, deleted after it: the disk is finite."""
+
+    name = "real"
+
+    def __init__(self, cluster: KafkaCluster) -> None:
+        self._cluster = cluster
+        self._numbers = itertools.count(1)
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def topic(self) -> Iterator[tuple[str, str]]:
+        name = f"bench-{next(self._numbers)}"
+        self._cluster.create_topic(name, PARTITIONS)
+        try:
+            yield self._cluster.bootstrap_servers, name
+        finally:
+            self._cluster.delete_topic(name)
+
+
+@contextmanager
+def open_brokers(name: str) -> Iterator[Brokers]:
+    if name == "mock":
+        yield MockBrokers()
+        return
+    # What is deleted frees its space at once, not after a minute.
+    with KafkaCluster(settings={"log.segment.delete.delay.ms": "1000"}) as cluster:
+        yield RealBrokers(cluster)
+
+
+# A broker may learn a moment later than the others that it leads a new partition.
+@retry(retry=retry_if_exception_type(KafkaException), stop=stop_after_delay(15), wait=wait_fixed(0.1), reraise=True)
+def appended(servers: str, topic: str) -> int:
+    """How many records the brokers ever appended to the topic: they know better than any contestant."""
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "benchmark"})
+    try:
+        partitions = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+        return sum(consumer.get_watermark_offsets(partition, timeout=10)[1] for partition in partitions)
+    finally:
+        consumer.close()

@@ -1,0 +1,172 @@
+"""The report: what was measured, how, on what, and how sure the figures are."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from benchmarks.producer.compared import compared
+from benchmarks.producer.contestants import BASE, CONTESTANTS
+from benchmarks.producer.journal import Results, Row
+from benchmarks.producer.setup import BATCH_BYTES, BUFFER_RECORDS, LINGER_MS, PARTITIONS
+from benchmarks.producer.tables import shown, table
+
+CLUSTERS = {"mock": "Mock brokers in a process of their own", "real": "Three Apache Kafka brokers"}
+_PROBES = {
+    BASE: "raw: `produce()`, `poll()` until the callback",
+    "safekafka": "SafeProducer: `send().result()`",
+    "safekafka-await": "SafeProducer: `await send()`",
+}
+
+
+def render(results: Results) -> str:
+    """The report as Markdown."""
+    parts = [_head, _throughput, _latency, _pending, _flat, _contestants, _failures]
+    return "\n".join(text for part in parts if (text := part(results)))
+
+
+def per_second(row: Row) -> float:
+    return float(row["records"] / row["wall"])
+
+
+def cpu_micros(row: Row) -> float:
+    return float(row["cpu"] / row["records"] * 1e6)
+
+
+def _head(results: Results) -> str:
+    run = results.of("run")[0]
+    machine = "\n".join(f"- {name}: {value}" for name, value in run["machine"].items())
+    return f"""# Producer benchmark
+
+`{run["command"]}`, seed {run["seed"]}, {run["date"]}. Written by the program; every figure is from this one run.
+
+{machine}
+
+All with `acks=all` and idempotence, {PARTITIONS} partitions with three replicas, records without a key, linger
+{LINGER_MS} ms, batches of up to {BATCH_BYTES:,} bytes, and, where the client knows such a limit, a buffer of
+{BUFFER_RECORDS:,} records. Every run is a fresh process, which connects and has one record acknowledged before the
+clock starts; the clock ends with the last acknowledgement. The client's own count and the brokers' logs must both
+agree with what was sent. CPU is the user and system time of that process, with all its threads. The rounds are
+interleaved: each has every contestant once, in a random order, SafeProducer next to the raw client. A ratio is taken
+within a round; told are the median of the rounds' ratios and, in brackets, its 95 % bootstrap interval.
+"""
+
+
+def _throughput(results: Results) -> str:
+    tables = [
+        f"## {CLUSTERS[cluster]}, values of {size:,} bytes\n\n{_throughput_table(results, cluster, size)}"
+        for cluster in results.values("throughput", "cluster")
+        for size in results.values("throughput", "size", cluster=cluster)
+    ]
+    return "\n".join(["![Throughput](producer.svg)\n", *tables]) if tables else ""
+
+
+def _throughput_table(results: Results, cluster: str, size: int) -> str:
+    where = {"cluster": cluster, "size": size}
+    lines = []
+    for peer, contestant in CONTESTANTS.items():
+        rows = results.of("throughput", peer=peer, **where)
+        if not rows:
+            continue
+        lines.append(
+            [
+                contestant.title,
+                f"{median(map(per_second, rows)):,.0f}",
+                shown(compared(results, "throughput", per_second, peer, **where)),
+                f"{median(map(cpu_micros, rows)):.2f}",
+                shown(compared(results, "throughput", cpu_micros, peer, **where)),
+                f"{len(rows)} of {rows[0]['records']:,}",
+            ]
+        )
+    columns = ["", "records/s", "to raw with callback", "CPU µs/record", "to raw with callback", "runs of records"]
+    return table(columns, lines)
+
+
+def _latency(results: Results) -> str:
+    lines = []
+    for cluster in results.values("latency", "cluster"):
+        for linger in results.values("latency", "linger", cluster=cluster):
+            for peer, title in _PROBES.items():
+                where = {"cluster": cluster, "linger": linger}
+                rows = results.of("latency", peer=peer, **where)
+                if rows:
+                    p50, p99 = (median(row[name] for row in rows) for name in ("p50", "p99"))
+                    lines.append(
+                        [
+                            f"{cluster}, linger {linger} ms, {title}",
+                            f"{p50 * 1e3:.2f}",
+                            shown(compared(results, "latency", lambda row: float(row["p50"]), peer, **where)),
+                            f"{p99 * 1e3:.2f}",
+                            shown(compared(results, "latency", lambda row: float(row["p99"]), peer, **where)),
+                        ]
+                    )
+    columns = ["", "p50 ms", "to raw", "p99 ms", "to raw"]
+    about = (
+        "One record of 100 bytes at a time, from the call to its known outcome, then the next one; "
+        "at most 1,000 a second, fewer where the answer takes longer than a millisecond."
+    )
+    return f"## Latency of a single awaited send\n\n{about}\n\n{table(columns, lines)}" if lines else ""
+
+
+def _pending(results: Results) -> str:
+    lines = []
+    for size in results.values("pending", "size"):
+        for peer, contestant in CONTESTANTS.items():
+            rows = results.of("pending", peer=peer, size=size)
+            if rows:
+                each = median(row["bytes"] / row["records"] for row in rows)
+                lines.append(
+                    [
+                        f"{contestant.title}, {size:,} B",
+                        f"{each:,.0f}",
+                        f"{each * 100_000 / 2**20:,.1f}",
+                        shown(compared(results, "pending", lambda row: float(row["bytes"]), peer, size=size)),
+                        f"{len(rows)} of {rows[0]['records']:,}",
+                    ]
+                )
+    columns = ["", "bytes a record", "MiB per 100,000", "to raw with callback", "runs of records"]
+    about = (
+        "All brokers end after the first acknowledged record; then records are sent, each with a value of its own. "
+        "Growth of the resident memory, at its highest within 2 s after the last send. aiokafka was given batches "
+        "large enough to accept them all; with others it makes the sender wait."
+    )
+    return f"## Memory of records that can't be delivered\n\n{about}\n\n{table(columns, lines)}" if lines else ""
+
+
+def _flat(results: Results) -> str:
+    lines = []
+    for peer in results.values("flat", "peer"):
+        rows = results.of("flat", peer=peer)
+        early, late = (median(row[name] for row in rows) / 2**20 for name in ("early", "late"))
+        lines.append([CONTESTANTS[peer].title, f"{early:.1f}", f"{late:.1f}", f"{late - early:+.1f}"])
+    if not lines:
+        return ""
+    records = results.of("flat")[0]["records"]
+    columns = ["", f"MiB after {records // 5:,}", f"MiB after {records:,}", "growth"]
+    about = "Resident memory of a process that keeps no receipt; all is acknowledged at both moments. Mock brokers."
+    return f"## Memory of a long run\n\n{about}\n\n{table(columns, lines)}"
+
+
+def _contestants(results: Results) -> str:
+    lines = []
+    for peer, contestant in CONTESTANTS.items():
+        rows = results.of("throughput", peer=peer)
+        if rows:
+            row = rows[0]
+            on = f"{row['confluent_kafka']} / {row['librdkafka']}" if "librdkafka" in row else "own protocol"
+            lines.append([contestant.title, row["version"], on, contestant.how])
+    columns = ["", "version", "confluent-kafka / librdkafka", "how it sends"]
+    return f"## Contestants\n\n{table(columns, lines, figures=False)}" if lines else ""
+
+
+def _failures(results: Results) -> str:
+    lines = []
+    for row in results.of("failure"):
+        where = ", ".join(f"{name} {row[name]}" for name in ("cluster", "size", "linger", "round") if name in row)
+        lines.append(f"- {row['peer']} ({where}): `{_last_line(row['error'])}`")
+    about = "A contestant that does not come to its end, or whose count is wrong, is out from there on."
+    return "## Failures\n\n" + about + "\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _last_line(error: str) -> str:
+    lines = error.strip().splitlines()
+    return lines[-1].strip().replace("`", "'")[:300]
