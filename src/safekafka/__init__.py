@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         UndeliveredError,
         UnsafeConfigError,
     )
-    from safekafka.producer import Delivery, Receipt, SafeProducer
+    from safekafka.producer import Delivery, Health, ProducerStats, Receipt, SafeProducer
     from safekafka.record import Record
     from safekafka.spool import Spool
 
@@ -41,8 +41,10 @@ __all__ = [
     "DeliveryFailed",
     "DeliveryUnknown",
     "HandlerFailed",
+    "Health",
     "InvalidRecordError",
     "ProducerFatalError",
+    "ProducerStats",
     "Receipt",
     "Record",
     "Reject",
@@ -86,6 +88,8 @@ _MODULES = {
     ),
     "safekafka.producer": (
         "Delivery",
+        "Health",
+        "ProducerStats",
         "Receipt",
         "SafeProducer",
     ),

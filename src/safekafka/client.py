@@ -54,7 +54,17 @@ def _keep_parents_clients() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
 
 
-os.register_at_fork(after_in_child=_keep_parents_clients)
+_SETTLE_SECONDS = 0.25
+_made_at = -_SETTLE_SECONDS
+
+
+def _let_clients_settle() -> None:
+    """Before a fork: a new client's threads look up the brokers' addresses, under a lock of the C library (glibc's
+    `__check_pf`) that a fork does not renew. A child forked meanwhile could never look up an address."""
+    time.sleep(max(0.0, _made_at + _SETTLE_SECONDS - time.monotonic()))
+
+
+os.register_at_fork(before=_let_clients_settle, after_in_child=_keep_parents_clients)
 
 
 class _Sink:
@@ -167,6 +177,8 @@ def build_client(
     try:
         client: Any = (_Producer if kind is Producer else _Consumer)(complete)
         _clients.add(client)
+        global _made_at
+        _made_at = time.monotonic()
         return client, watch
     except (KafkaException, TypeError, ValueError) as error:
         found = _refused_by_client(kind, settings)

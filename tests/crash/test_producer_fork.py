@@ -243,7 +243,7 @@ if __name__ == "__main__":
     )
     assert status == 0, output
     assert output.count("child 0\n") == 4, output
-    assert sorted(numbers_in_log(cluster)) == list(range(300))
+    assert sorted(numbers_in_log(cluster)) == list(range(300)), output
 
 
 # ---- servers that fork

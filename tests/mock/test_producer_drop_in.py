@@ -381,7 +381,7 @@ def test_P5_what_nobody_was_told_of_is_raised_by_flush(cluster: MockCluster, mak
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KafkaException, SystemExit, KeyboardInterrupt])
-def test_B_P12_a_callback_that_raises_keeps_no_other_from_being_called(
+def test_B_P13_a_callback_that_raises_keeps_no_other_from_being_called(
     make: Callable[..., SafeProducer], kind: type[BaseException]
 ) -> None:
     reports = Reports()
@@ -453,7 +453,7 @@ def test_produce_inside_a_callback_does_not_wait_for_room(
     ],
     ids=["poll()", "poll(60)", "flush()", "flush(60)", "close()", "len()", "bool()"],
 )
-def test_B_P12_no_call_inside_a_callback_hangs(
+def test_B_P14_no_call_inside_a_callback_hangs(
     make: Callable[..., SafeProducer], call: Callable[[SafeProducer], Any]
 ) -> None:
     outcomes: list[Any] = []

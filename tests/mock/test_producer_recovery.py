@@ -19,7 +19,7 @@ from safekafka import (
     SafeProducer,
     UndeliveredError,
 )
-from safekafka.producer import direct
+from safekafka.producer import direct, recovery
 from safekafka.producer.direct import DirectDelivery
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import read_log
@@ -41,7 +41,7 @@ def in_order(numbers: list[int]) -> bool:
 @pytest.fixture
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests in flight at a fatal error are not waited for as long as a real broker might need."""
-    monkeypatch.setattr(direct, "FATAL_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(recovery, "FATAL_WAIT_SECONDS", 0.5)
 
 
 @pytest.mark.parametrize("brokers", ["up", "down"])
@@ -103,7 +103,7 @@ def test_P6_too_many_fatal_errors_in_a_row_end_the_producer_loudly(
     producer.send(TOPIC, b"0", partition=0).result(30)
     cluster.set_broker_down()
     receipt = producer.send(TOPIC, b"1", partition=0)
-    for n in range(direct.MAX_REBUILDS):
+    for n in range(recovery.MAX_REBUILDS):
         client = producer.raw_client
         cluster.trigger_fatal_error(producer)
         wait_until(lambda client=client: producer.raw_client is not client, 30, f"rebuild {n}")  # type: ignore[misc]

@@ -30,10 +30,7 @@ the record back himself.
 `delivery_timeout` is on the receipt, not inside the client: a finite timeout in the client duplicates and misreports
 records in an outage. What the client has goes on there, in the same idempotent session; the receipt is `unknown`.
 
-Replacing the client (P6): nothing is handed over until every record with the client has its report, or the time for
-that is over; then a new client, and what was not delivered goes first, in order. `enable.gapless.guarantee` makes the
-client stop in this way at a batch that is refused for good; without it the batches behind would pass it by. A verdict
-on a batch is not one on a record, so its records are sent again in halves, and the last suspect alone (`held.Care`).
+What goes wrong is put right by `recovery.py`: clients that break off, batches and topics that are refused.
 """
 
 from __future__ import annotations
@@ -44,7 +41,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -55,16 +52,15 @@ from safekafka.errors import (
     DeliveryFailed,
     DeliveryUnknown,
     InvalidRecordError,
-    ProducerFatalError,
     SafeKafkaError,
 )
 from safekafka.observe import Event, emit
-from safekafka.producer.alone import Alone, Answer
 from safekafka.producer.health import ProducerStats
-from safekafka.producer.held import Care, Held, size_of
+from safekafka.producer.held import Held, size_of
 from safekafka.producer.outcomes import OnUndelivered
 from safekafka.producer.receipt import Receipt, raw_callback
-from safekafka.producer.way import PURGE_SECONDS, Way
+from safekafka.producer.recovery import Recovery, no_such_partition, not_in_kafka
+from safekafka.producer.way import Way
 from safekafka.record import Fields, as_record
 from safekafka.verdict import Verdict, judge, refusal_of
 
@@ -74,24 +70,10 @@ _STEP = 256  # a caller at high speed takes reports at each so many records; a p
 _HIGH_SPEED = 20_000  # records a second
 _HOT_SECONDS = 0.01  # so long after a caller took reports, the delivery thread leaves them to callers
 _LOOK_SECONDS = 0.02
-_FEED_RECORDS = 1_000
 STALL_SECONDS = 2.0  # without any report: what comes now is held back
 WEDGED_SECONDS = 90.0  # without any report although the cluster is well: the client is replaced
 _WEDGED_ASK_SECONDS = 5.0
-FATAL_WAIT_SECONDS = 30.0  # requests in flight at a fatal error may still succeed; their reports are waited for
-MAX_REBUILDS, REBUILD_WINDOW_SECONDS = 5, 60.0
-_METADATA_SECONDS = 2.0
 _WAITER_SECONDS = 1.0  # a task called that has not come by then is passed over
-# What a client that breaks off says of the records that it still had; any other error is a broker's answer.
-_BYSTANDERS = frozenset(
-    {
-        KafkaError._PURGE_QUEUE,
-        KafkaError._PURGE_INFLIGHT,
-        KafkaError._DESTROY,
-        KafkaError._TRANSPORT,
-        KafkaError._TIMED_OUT,
-    }
-)
 _LOCK_SECONDS = 5.0  # a lock's holder may be a thread that waits for us in a signal handler
 
 
@@ -197,13 +179,7 @@ class DirectDelivery(Way):
         self._flushing = 0
         self._waiters: deque[_Waiter] = deque()  # tasks in asend(), in the order they came
         # The delivery thread's own:
-        self._care = Care()
-        self._single = Alone(lambda: make_client(False)[0])  # for the last suspect of a refused batch
-        self._probe = Alone(lambda: make_client(False)[0])  # for the oldest record of a blocked topic
-        self._fatal_until: float | None = None
-        self._rebuilt_at: deque[float] = deque(maxlen=MAX_REBUILDS + 1)
-        self._rebuilds = 0
-        self._sent_again = 0
+        self._recovery = Recovery(self, make_client)
         self._late_told = 0
         self._looked_at = 0.0
         self._heard_before = 0
@@ -336,8 +312,8 @@ class DirectDelivery(Way):
             failed=self.failures.failed,
             unknown=self.failures.unknown,
             late=self._late,
-            rebuilds=self._rebuilds,
-            sent_again=self._sent_again,
+            rebuilds=self._recovery.rebuilds,
+            sent_again=self._recovery.sent_again,
             blocked_topics=tuple(sorted(self._held.blocked.copy())),
             oldest_pending_seconds=None if oldest is None else time.monotonic() - oldest._sent_at,
         )
@@ -454,10 +430,10 @@ class DirectDelivery(Way):
             self._on_fatal(cause)
             return self._hold(receipt)
         if cause.code() == KafkaError._UNKNOWN_PARTITION and fields[4] >= 0:
-            raise InvalidRecordError(fields[0], [_no_such_partition(fields)]) from KafkaException(cause)
+            raise InvalidRecordError(fields[0], [no_such_partition(fields)]) from KafkaException(cause)
         if verdict is Verdict.TOPIC_BOUND:
             self._gate = None
-            self._block(receipt, cause)
+            self._recovery.block(receipt, cause)
             return self._hold(receipt)
         if verdict is Verdict.RECORD_BOUND:
             raise InvalidRecordError(fields[0], [refusal_of(cause)]) from KafkaException(cause)
@@ -531,7 +507,7 @@ class DirectDelivery(Way):
         while len(self) and (left := self._drain_until - time.monotonic()) > 0:
             self._turn(min(_POLL_SECONDS, left))
         if len(self.client):
-            self._purge()
+            self._recovery.purge()
 
     def _turn(self, seconds: float) -> None:
         if self._gate is None:
@@ -539,16 +515,16 @@ class DirectDelivery(Way):
         self._take_reports(seconds)
         self._tell()
         if self._fatal is not None:
-            self._replace_client()
+            self._recovery.replace_client()
         elif self._returned:
-            self._settle_returned()
+            self._recovery.settle_returned()
         if self._gate is None:
             if self._fatal is None:
-                self._hear_alone()
-                self._feed()
+                self._recovery.hear_alone()
+                self._recovery.feed()
                 if self._gate is not None:
-                    self._single.abandon()
-            self._announce_blocked()
+                    self._recovery.abandon()
+            self._recovery.announce_blocked()
         self._look()
         self._wake_awaiting()
         if self._waiting:
@@ -602,278 +578,6 @@ class DirectDelivery(Way):
         with self._no_other_reports():
             taken = self._take_out([receipt])
         self._end((one, failure) for one in taken)
-
-    # -- what came back
-
-    def _settle_returned(self) -> None:
-        """With errors that don't stop the client: the topic's, or no verdict at all."""
-        back = []
-        while self._returned:
-            receipt, error = self._returned.popleft()
-            if receipt in self._open:
-                failure = self._failure(receipt, error)
-                if failure is None:
-                    back.append((receipt, error))
-                else:
-                    self._end_now(receipt, failure)
-        if back:
-            with self._handing_over:
-                self._gate = None
-                for receipt, error in back:
-                    self._block(receipt, error)
-                self._held.put_back((receipt, True) for receipt, _ in back)
-
-    def _failure(self, receipt: DirectReceipt, error: KafkaError) -> DeliveryError | None:
-        """How the record ends by this error of a client that goes on. None: it waits for its topic."""
-        fields = receipt.fields()
-        verdict = _verdict(receipt, error)
-        if verdict is Verdict.TOPIC_BOUND:
-            return None
-        if verdict is Verdict.RECORD_BOUND:
-            return _not_in_kafka(fields, refusal_of(error), error)
-        return self._maybe_in_kafka(fields, f"{error.str()} ({error.name()})", error)
-
-    def _block(self, receipt: DirectReceipt, error: KafkaError) -> None:
-        topic = receipt.fields()[0]
-        if topic not in self._held.blocked:
-            self._held.block(topic, error, time.monotonic())
-
-    def _replace_client(self) -> None:
-        """One step of it; called at each turn until it is done."""
-        fatal = self._fatal
-        assert fatal is not None
-        if self._fatal_until is None:
-            self._fatal_until = time.monotonic() + FATAL_WAIT_SECONDS
-        if len(self.client):
-            # What such a client puts back into its queue it never sends again, and does not report by itself.
-            self.client.purge(in_queue=True, in_flight=False, blocking=False)
-            if time.monotonic() < self._fatal_until:
-                return
-            self._purge()
-        own = fatal.code() == KafkaError._GAPLESS_GUARANTEE  # how we keep order, and no fault
-        if not own:
-            self._count_rebuild(fatal)
-        client, _ = self._make_client(True)
-        old = [self.client]
-        with self._no_other_reports():
-            with self._handing_over:
-                given_up, sent_again = self._take_back(own)
-                self.client = client
-                self._fatal = self._fatal_until = None
-            self._take_out(receipt for receipt, _ in given_up)
-        _let_go(old)
-        self._progress_at = time.monotonic()
-        self._sent_again += sent_again
-        if not own:
-            self._rebuilds += 1
-            emit(Event.CLIENT_REBUILT, error=fatal.name(), detail=fatal.str(), records_sent_again=sent_again)
-        for receipt, error in given_up:
-            cause = error or fatal
-            why = f"the client broke off: {cause.str()} ({cause.name()})"
-            self._end([(receipt, self._maybe_in_kafka(receipt.fields(), why, cause))])
-
-    def _take_back(self, own: bool) -> tuple[list[tuple[DirectReceipt, KafkaError | None]], int]:
-        """What the old client did not deliver comes back to our side. Returns what is given up instead, and how many
-        records may be sent a second time."""
-        errors = dict(self._returned)
-        self._returned.clear()
-        given_up: list[tuple[DirectReceipt, KafkaError | None]] = []
-        back: list[tuple[DirectReceipt, bool]] = []
-        suspects: list[DirectReceipt] = []
-        sent_again = 0
-        for receipt in self._with_client():
-            error = errors.get(receipt)
-            verdict = _verdict(receipt, error) if error is not None else Verdict.UNKNOWN
-            if verdict is Verdict.RECORD_BOUND:
-                suspects.append(receipt)
-                back.append((receipt, False))
-            elif verdict is Verdict.TOPIC_BOUND and error is not None:
-                self._block(receipt, error)
-                back.append((receipt, True))
-            elif verdict is Verdict.UNKNOWN and error is not None and error.code() not in _BYSTANDERS:
-                given_up.append((receipt, error))
-            elif own or self._resend_after_fatal:
-                sent_again += 1
-                back.append((receipt, True))
-            else:
-                given_up.append((receipt, error))
-        self._held.put_back(back)
-        if suspects:
-            self._care.batch_refused(len(suspects), suspects[-1]._sent_at)
-        return given_up, sent_again
-
-    def _with_client(self) -> list[DirectReceipt]:
-        """The open records that are with the main client, or just came back from it; oldest first."""
-        elsewhere = (self._single.receipt, self._probe.receipt)
-        return [receipt for receipt in list(self._open) if receipt not in self._held and receipt not in elsewhere]
-
-    def _count_rebuild(self, fatal: KafkaError) -> None:
-        now = time.monotonic()
-        self._rebuilt_at.append(now)
-        if len(self._rebuilt_at) > MAX_REBUILDS and now - self._rebuilt_at[0] < REBUILD_WINDOW_SECONDS:
-            emit(Event.PRODUCER_FATAL, error=fatal.name(), detail=fatal.str())
-            raise ProducerFatalError(
-                f"{MAX_REBUILDS} new clients within {REBUILD_WINDOW_SECONDS:.0f} s did not help: {fatal.str()} "
-                f"({fatal.name()})"
-            )
-
-    def _purge(self) -> None:
-        self.client.purge()
-        give_up = time.monotonic() + PURGE_SECONDS
-        while len(self.client) and time.monotonic() < give_up:
-            with self._no_other_reports():
-                self._serve(_BUSY_POLL_SECONDS, at_once=False)
-
-    # -- what is held
-
-    def _feed(self) -> None:
-        """Hand held records to the client, in order; back to the straight way when none is left."""
-        for _ in range(_FEED_RECORDS):
-            with self._handing_over:
-                receipt = self._next()
-                if receipt is None:
-                    return
-                self._held.remove(receipt)
-                try:
-                    self._give(receipt)
-                    continue
-                except BufferError:
-                    self._held.put_back([(receipt, False)])
-                    if len(self.client):  # else it alone is too much for the client's buffer
-                        return
-                    error = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "larger than the client's whole buffer")
-                except KafkaException as refused:
-                    self._held.put_back([(receipt, False)])
-                    error = refused.args[0]
-                if judge(error) is Verdict.FATAL:
-                    self._on_fatal(error)
-                    return
-                failure = self._failure(receipt, error)
-                if failure is None:
-                    self._block(receipt, error)
-                    continue
-            self._end_now(receipt, failure)
-
-    def _next(self) -> DirectReceipt | None:
-        """The record to hand over now, if there is one. Under `_handing_over`."""
-        held, care = self._held, self._care
-        receipt = held.first()
-        with_client = len(self.client)
-        if self._single.receipt is not None or (self._stalled and with_client):
-            return None
-        if care.limit is not None and care.left == 0:
-            if with_client:
-                return None
-            care.next_portion(receipt)
-        if receipt is None:
-            if not held and not held.blocked and not self._stalled and care.limit is None:
-                self._gate = self.client.produce
-                if self._fatal is not None or self._refusal is not None:  # who sets these closes the gate after it
-                    self._gate = None
-            return None
-        if care.limit == 1:
-            held.remove(receipt)
-            self._single.send(receipt, self._timed(receipt))
-            care.left = 0
-            return None
-        if care.limit is not None:
-            care.left -= 1
-        return receipt
-
-    def _give(self, receipt: DirectReceipt) -> None:
-        topic, value, key, headers, partition, timestamp = self._timed(receipt)
-        self.client.produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
-
-    def _timed(self, receipt: DirectReceipt) -> Fields:
-        """The record with the time of `send()`, not of now."""
-        fields = receipt.fields()
-        if fields[5]:
-            return fields
-        sent_at = time.time() - (time.monotonic() - receipt._sent_at)
-        return (*fields[:5], int(sent_at * 1000))
-
-    def _hear_alone(self) -> None:
-        """What became of the records that go alone; the next probe of a blocked topic."""
-        suspect = self._single.receipt
-        if suspect is not None and (answer := self._heard(self._single)) is not None:
-            if answer.error is not None:
-                verdict = judge(answer.error)
-                if verdict is Verdict.RECORD_BOUND:
-                    self._care.one_refused()
-                elif verdict is Verdict.FATAL:
-                    self._count_rebuild(answer.error)
-            self._settle_answer(suspect, answer)
-        probe = self._probe.receipt
-        if probe is not None and (answer := self._heard(self._probe)) is not None:
-            topic = probe.fields()[0]
-            self._settle_answer(probe, answer)
-            if answer.delivery is not None:
-                with contextlib.suppress(KafkaException):  # or the client would go on refusing by what it remembers
-                    self.client.list_topics(topic, _METADATA_SECONDS)
-                with self._handing_over:
-                    self._held.unblock(topic)
-                emit(Event.TOPIC_UNBLOCKED, topic=topic)
-        if self._probe.receipt is None:
-            self._send_probe()
-
-    def _heard(self, alone: Alone) -> Answer | None:
-        if alone.receipt not in self._open:  # its time was over meanwhile
-            alone.abandon()
-            return None
-        return alone.answer(_BUSY_POLL_SECONDS / 2)
-
-    def _settle_answer(self, receipt: DirectReceipt, answer: Answer) -> None:
-        if answer.delivery is not None:
-            with self._no_other_reports():
-                receipt._outcome = answer.delivery
-                receipt._fields = None
-                del self._open[receipt]
-                self._delivered += 1
-            receipt._call_back()
-            return
-        error = cast(KafkaError, answer.error)
-        fatal = judge(error) is Verdict.FATAL
-        failure = None if fatal else self._failure(receipt, error)
-        if error.code() == KafkaError._UNKNOWN_PARTITION and self._lacks_partition(receipt.fields()):
-            failure = _not_in_kafka(receipt.fields(), _no_such_partition(receipt.fields()), error)
-        if failure is not None:
-            self._end_now(receipt, failure)
-            return
-        with self._handing_over:
-            if not fatal or receipt.fields()[0] in self._held.blocked:
-                self._held.block(receipt.fields()[0], error, time.monotonic())
-            self._held.put_back([(receipt, True)])
-
-    def _lacks_partition(self, fields: Fields) -> bool:
-        """Whether the topic is there, but not the partition that the program chose. The client says "unknown partition"
-        of a deleted topic as well."""
-        try:
-            topic = self.client.list_topics(fields[0], _METADATA_SECONDS).topics[fields[0]]
-        except KafkaException:
-            return False
-        return topic.error is None and bool(topic.partitions) and fields[4] not in (-1, *topic.partitions)
-
-    def _send_probe(self) -> None:
-        now = time.monotonic()
-        with self._handing_over:
-            for topic, blocked in list(self._held.blocked.items()):
-                if now < blocked.not_before:
-                    continue
-                receipt = self._held.first(topic)
-                if receipt is None:  # all of its records have ended
-                    self._held.unblock(topic)
-                elif all(other.fields()[0] != topic for other in self._with_client()):
-                    self._held.remove(receipt)
-                    self._probe.send(receipt, self._timed(receipt))
-                    return
-        if not self._held.blocked:
-            self._probe.abandon()
-
-    def _announce_blocked(self) -> None:
-        for topic, blocked in list(self._held.blocked.items()):
-            if not blocked.announced:
-                blocked.announced = True
-                emit(Event.TOPIC_BLOCKED, topic=topic, error=blocked.error.name(), detail=blocked.error.str())
 
     # -- the clock
 
@@ -936,16 +640,16 @@ class DirectDelivery(Way):
                 self._held.remove(receipt)
         if tried:
             return self._maybe_in_kafka(fields, if_with_client + because, error)
-        return _not_in_kafka(fields, f"{if_held}{because}.{self._watch.diagnosis()}", error)
+        return not_in_kafka(fields, f"{if_held}{because}.{self._watch.diagnosis()}", error)
 
     def _look_whether_wedged(self, now: float) -> None:
         """No report for long although records are with the client: either the cluster is ill, or the client."""
-        stuck = self._with_client()
+        stuck = self._recovery.with_client()
         if not stuck or self._fatal is not None:
             return
         if self._well.is_set():
             self._well.clear()
-            self._fatal_until = now  # it had its time
+            self._recovery.wait_no_longer()
             self._on_fatal(KafkaError(KafkaError._TIMED_OUT, "no report for long, although the cluster is well"))
         elif now - self._asked_at > _WEDGED_ASK_SECONDS:
             self._asked_at = now
@@ -970,8 +674,7 @@ class DirectDelivery(Way):
     def _settle(self) -> None:
         """Nobody will report any more: give every open record its outcome. On the delivery thread, or after it."""
         self._gate = None
-        self._single.abandon()
-        self._probe.abandon()
+        self._recovery.abandon()
         self._tell()
         mine = self._handing_over.acquire(timeout=_LOCK_SECONDS)
         try:
@@ -991,28 +694,6 @@ class DirectDelivery(Way):
             as_record(fields),
             error,
         )
-
-
-def _verdict(receipt: DirectReceipt, error: KafkaError) -> Verdict:
-    if error.code() == KafkaError.INVALID_TIMESTAMP and receipt.fields()[5]:
-        return Verdict.RECORD_BOUND  # a timestamp that the program gave, not the host's clock
-    return judge(error)
-
-
-def _not_in_kafka(fields: Fields, why: str, error: KafkaError | None = None) -> DeliveryFailed:
-    return DeliveryFailed(f"record for topic {fields[0]!r} is not in Kafka: {why}", as_record(fields), error)
-
-
-def _no_such_partition(fields: Fields) -> str:
-    return (
-        f"topic {fields[0]!r} has no partition {fields[4]}: leave partition out to let the partitioner choose, or "
-        "add partitions to the topic"
-    )
-
-
-def _let_go(clients: list[Producer]) -> None:
-    """Drop the last references: librdkafka waits for its threads then, and a client that is ill may take its time."""
-    threading.Thread(target=clients.clear, name="safekafka-let-go", daemon=True).start()
 
 
 class _Waiter:

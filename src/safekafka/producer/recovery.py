@@ -1,0 +1,368 @@
+"""Putting right what goes wrong between a producer and its client, on the delivery thread.
+
+Replacing the client (P6): nothing is handed over until every record with the client has its report, or the time for
+that is over; then a new client, and what was not delivered goes first, in order. `enable.gapless.guarantee` makes the
+client stop in this way at a batch that is refused for good; without it the batches behind would pass it by. A verdict
+on a batch is not one on a record, so its records are sent again in halves, and the last suspect alone (`held.Care`).
+
+A topic that refuses records waits, and its oldest record is sent alone, as a probe, after growing pauses; other topics
+flow.
+
+Threads and locks: see `direct.py`, of whose state this is the other half; all of it runs on the delivery thread, except
+`block`, which a caller may come to under `_handing_over`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from safekafka.client import ClusterWatch
+from safekafka.errors import DeliveryError, DeliveryFailed, ProducerFatalError
+from safekafka.observe import Event, emit
+from safekafka.producer.alone import Alone, Answer
+from safekafka.producer.held import Care
+from safekafka.producer.way import PURGE_SECONDS
+from safekafka.record import Fields, as_record
+from safekafka.verdict import Verdict, judge, refusal_of
+
+if TYPE_CHECKING:
+    from safekafka.producer.direct import DirectDelivery, DirectReceipt
+
+_BUSY_POLL_SECONDS = 0.01  # while records are fed by the delivery thread
+_FEED_RECORDS = 1_000
+FATAL_WAIT_SECONDS = 30.0  # requests in flight at a fatal error may still succeed; their reports are waited for
+MAX_REBUILDS, REBUILD_WINDOW_SECONDS = 5, 60.0
+_METADATA_SECONDS = 2.0
+# What a client that breaks off says of the records that it still had; any other error is a broker's answer.
+_BYSTANDERS = frozenset(
+    {
+        KafkaError._PURGE_QUEUE,
+        KafkaError._PURGE_INFLIGHT,
+        KafkaError._DESTROY,
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+    }
+)
+
+
+class Recovery:
+    def __init__(self, delivery: DirectDelivery, make_client: Callable[[bool], tuple[Producer, ClusterWatch]]) -> None:
+        self._delivery = delivery
+        self.rebuilds = 0
+        self.sent_again = 0
+        self._care = Care()
+        self._single = Alone(lambda: make_client(False)[0])  # for the last suspect of a refused batch
+        self._probe = Alone(lambda: make_client(False)[0])  # for the oldest record of a blocked topic
+        self._fatal_until: float | None = None
+        self._rebuilt_at: deque[float] = deque(maxlen=MAX_REBUILDS + 1)
+
+    def abandon(self) -> None:
+        """Let the clients go that send single records, with what they still have."""
+        self._single.abandon()
+        self._probe.abandon()
+
+    def wait_no_longer(self) -> None:
+        """The client had its time: replace it without waiting for reports."""
+        self._fatal_until = time.monotonic()
+
+    def settle_returned(self) -> None:
+        """With errors that don't stop the client: the topic's, or no verdict at all."""
+        back = []
+        while self._delivery._returned:
+            receipt, error = self._delivery._returned.popleft()
+            if receipt in self._delivery._open:
+                failure = self._failure(receipt, error)
+                if failure is None:
+                    back.append((receipt, error))
+                else:
+                    self._delivery._end_now(receipt, failure)
+        if back:
+            with self._delivery._handing_over:
+                self._delivery._gate = None
+                for receipt, error in back:
+                    self.block(receipt, error)
+                self._delivery._held.put_back((receipt, True) for receipt, _ in back)
+
+    def _failure(self, receipt: DirectReceipt, error: KafkaError) -> DeliveryError | None:
+        """How the record ends by this error of a client that goes on. None: it waits for its topic."""
+        fields = receipt.fields()
+        verdict = _verdict(receipt, error)
+        if verdict is Verdict.TOPIC_BOUND:
+            return None
+        if verdict is Verdict.RECORD_BOUND:
+            return not_in_kafka(fields, refusal_of(error), error)
+        return self._delivery._maybe_in_kafka(fields, f"{error.str()} ({error.name()})", error)
+
+    def block(self, receipt: DirectReceipt, error: KafkaError) -> None:
+        topic = receipt.fields()[0]
+        if topic not in self._delivery._held.blocked:
+            self._delivery._held.block(topic, error, time.monotonic())
+
+    def replace_client(self) -> None:
+        """One step of it; called at each turn until it is done."""
+        fatal = self._delivery._fatal
+        assert fatal is not None
+        if self._fatal_until is None:
+            self._fatal_until = time.monotonic() + FATAL_WAIT_SECONDS
+        if len(self._delivery.client):
+            # What such a client puts back into its queue it never sends again, and does not report by itself.
+            self._delivery.client.purge(in_queue=True, in_flight=False, blocking=False)
+            if time.monotonic() < self._fatal_until:
+                return
+            self.purge()
+        own = fatal.code() == KafkaError._GAPLESS_GUARANTEE  # how we keep order, and no fault
+        if not own:
+            self._count_rebuild(fatal)
+        client, _ = self._delivery._make_client(True)
+        old = [self._delivery.client]
+        with self._delivery._no_other_reports():
+            with self._delivery._handing_over:
+                given_up, sent_again = self._take_back(own)
+                self._delivery.client = client
+                self._delivery._fatal = self._fatal_until = None
+            self._delivery._take_out(receipt for receipt, _ in given_up)
+        _let_go(old)
+        self._delivery._progress_at = time.monotonic()
+        self.sent_again += sent_again
+        if not own:
+            self.rebuilds += 1
+            emit(Event.CLIENT_REBUILT, error=fatal.name(), detail=fatal.str(), records_sent_again=sent_again)
+        for receipt, error in given_up:
+            cause = error or fatal
+            why = f"the client broke off: {cause.str()} ({cause.name()})"
+            self._delivery._end([(receipt, self._delivery._maybe_in_kafka(receipt.fields(), why, cause))])
+
+    def _take_back(self, own: bool) -> tuple[list[tuple[DirectReceipt, KafkaError | None]], int]:
+        """What the old client did not deliver comes back to our side. Returns what is given up instead, and how many
+        records may be sent a second time."""
+        errors = dict(self._delivery._returned)
+        self._delivery._returned.clear()
+        given_up: list[tuple[DirectReceipt, KafkaError | None]] = []
+        back: list[tuple[DirectReceipt, bool]] = []
+        suspects: list[DirectReceipt] = []
+        sent_again = 0
+        for receipt in self.with_client():
+            error = errors.get(receipt)
+            verdict = _verdict(receipt, error) if error is not None else Verdict.UNKNOWN
+            if verdict is Verdict.RECORD_BOUND:
+                suspects.append(receipt)
+                back.append((receipt, False))
+            elif verdict is Verdict.TOPIC_BOUND and error is not None:
+                self.block(receipt, error)
+                back.append((receipt, True))
+            elif verdict is Verdict.UNKNOWN and error is not None and error.code() not in _BYSTANDERS:
+                given_up.append((receipt, error))
+            elif own or self._delivery._resend_after_fatal:
+                sent_again += 1
+                back.append((receipt, True))
+            else:
+                given_up.append((receipt, error))
+        self._delivery._held.put_back(back)
+        if suspects:
+            self._care.batch_refused(len(suspects), suspects[-1]._sent_at)
+        return given_up, sent_again
+
+    def with_client(self) -> list[DirectReceipt]:
+        """The open records that are with the main client, or just came back from it; oldest first."""
+        elsewhere = (self._single.receipt, self._probe.receipt)
+        return [
+            receipt
+            for receipt in list(self._delivery._open)
+            if receipt not in self._delivery._held and receipt not in elsewhere
+        ]
+
+    def _count_rebuild(self, fatal: KafkaError) -> None:
+        now = time.monotonic()
+        self._rebuilt_at.append(now)
+        if len(self._rebuilt_at) > MAX_REBUILDS and now - self._rebuilt_at[0] < REBUILD_WINDOW_SECONDS:
+            emit(Event.PRODUCER_FATAL, error=fatal.name(), detail=fatal.str())
+            raise ProducerFatalError(
+                f"{MAX_REBUILDS} new clients within {REBUILD_WINDOW_SECONDS:.0f} s did not help: {fatal.str()} "
+                f"({fatal.name()})"
+            )
+
+    def purge(self) -> None:
+        self._delivery.client.purge()
+        give_up = time.monotonic() + PURGE_SECONDS
+        while len(self._delivery.client) and time.monotonic() < give_up:
+            with self._delivery._no_other_reports():
+                self._delivery._serve(_BUSY_POLL_SECONDS, at_once=False)
+
+    def feed(self) -> None:
+        """Hand held records to the client, in order; back to the straight way when none is left."""
+        for _ in range(_FEED_RECORDS):
+            with self._delivery._handing_over:
+                receipt = self._next()
+                if receipt is None:
+                    return
+                self._delivery._held.remove(receipt)
+                try:
+                    self._give(receipt)
+                    continue
+                except BufferError:
+                    self._delivery._held.put_back([(receipt, False)])
+                    if len(self._delivery.client):  # else it alone is too much for the client's buffer
+                        return
+                    error = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "larger than the client's whole buffer")
+                except KafkaException as refused:
+                    self._delivery._held.put_back([(receipt, False)])
+                    error = refused.args[0]
+                if judge(error) is Verdict.FATAL:
+                    self._delivery._on_fatal(error)
+                    return
+                failure = self._failure(receipt, error)
+                if failure is None:
+                    self.block(receipt, error)
+                    continue
+            self._delivery._end_now(receipt, failure)
+
+    def _next(self) -> DirectReceipt | None:
+        """The record to hand over now, if there is one. Under `_handing_over`."""
+        held, care = self._delivery._held, self._care
+        receipt = held.first()
+        with_client = len(self._delivery.client)
+        if self._single.receipt is not None or (self._delivery._stalled and with_client):
+            return None
+        if care.limit is not None and care.left == 0:
+            if with_client:
+                return None
+            care.next_portion(receipt)
+        if receipt is None:
+            if not held and not held.blocked and not self._delivery._stalled and care.limit is None:
+                delivery = self._delivery
+                delivery._gate = delivery.client.produce
+                if delivery._fatal is not None or delivery._refusal is not None:  # who sets these closes it afterwards
+                    delivery._gate = None
+            return None
+        if care.limit == 1:
+            held.remove(receipt)
+            self._single.send(receipt, self._timed(receipt))
+            care.left = 0
+            return None
+        if care.limit is not None:
+            care.left -= 1
+        return receipt
+
+    def _give(self, receipt: DirectReceipt) -> None:
+        topic, value, key, headers, partition, timestamp = self._timed(receipt)
+        self._delivery.client.produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
+
+    def _timed(self, receipt: DirectReceipt) -> Fields:
+        """The record with the time of `send()`, not of now."""
+        fields = receipt.fields()
+        if fields[5]:
+            return fields
+        sent_at = time.time() - (time.monotonic() - receipt._sent_at)
+        return (*fields[:5], int(sent_at * 1000))
+
+    def hear_alone(self) -> None:
+        """What became of the records that go alone; the next probe of a blocked topic."""
+        suspect = self._single.receipt
+        if suspect is not None and (answer := self._heard(self._single)) is not None:
+            if answer.error is not None:
+                verdict = judge(answer.error)
+                if verdict is Verdict.RECORD_BOUND:
+                    self._care.one_refused()
+                elif verdict is Verdict.FATAL:
+                    self._count_rebuild(answer.error)
+            self._settle_answer(suspect, answer)
+        probe = self._probe.receipt
+        if probe is not None and (answer := self._heard(self._probe)) is not None:
+            topic = probe.fields()[0]
+            self._settle_answer(probe, answer)
+            if answer.delivery is not None:
+                with contextlib.suppress(KafkaException):  # or the client would go on refusing by what it remembers
+                    self._delivery.client.list_topics(topic, _METADATA_SECONDS)
+                with self._delivery._handing_over:
+                    self._delivery._held.unblock(topic)
+                emit(Event.TOPIC_UNBLOCKED, topic=topic)
+        if self._probe.receipt is None:
+            self._send_probe()
+
+    def _heard(self, alone: Alone) -> Answer | None:
+        if alone.receipt not in self._delivery._open:  # its time was over meanwhile
+            alone.abandon()
+            return None
+        return alone.answer(_BUSY_POLL_SECONDS / 2)
+
+    def _settle_answer(self, receipt: DirectReceipt, answer: Answer) -> None:
+        if answer.delivery is not None:
+            with self._delivery._no_other_reports():
+                receipt._outcome = answer.delivery
+                receipt._fields = None
+                del self._delivery._open[receipt]
+                self._delivery._delivered += 1
+            receipt._call_back()
+            return
+        error = cast(KafkaError, answer.error)
+        fatal = judge(error) is Verdict.FATAL
+        failure = None if fatal else self._failure(receipt, error)
+        if error.code() == KafkaError._UNKNOWN_PARTITION and self._lacks_partition(receipt.fields()):
+            failure = not_in_kafka(receipt.fields(), no_such_partition(receipt.fields()), error)
+        if failure is not None:
+            self._delivery._end_now(receipt, failure)
+            return
+        with self._delivery._handing_over:
+            if not fatal or receipt.fields()[0] in self._delivery._held.blocked:
+                self._delivery._held.block(receipt.fields()[0], error, time.monotonic())
+            self._delivery._held.put_back([(receipt, True)])
+
+    def _lacks_partition(self, fields: Fields) -> bool:
+        """Whether the topic is there, but not the partition that the program chose. The client says "unknown partition"
+        of a deleted topic as well."""
+        try:
+            topic = self._delivery.client.list_topics(fields[0], _METADATA_SECONDS).topics[fields[0]]
+        except KafkaException:
+            return False
+        return topic.error is None and bool(topic.partitions) and fields[4] not in (-1, *topic.partitions)
+
+    def _send_probe(self) -> None:
+        now = time.monotonic()
+        with self._delivery._handing_over:
+            for topic, blocked in list(self._delivery._held.blocked.items()):
+                if now < blocked.not_before:
+                    continue
+                receipt = self._delivery._held.first(topic)
+                if receipt is None:  # all of its records have ended
+                    self._delivery._held.unblock(topic)
+                elif all(other.fields()[0] != topic for other in self.with_client()):
+                    self._delivery._held.remove(receipt)
+                    self._probe.send(receipt, self._timed(receipt))
+                    return
+        if not self._delivery._held.blocked:
+            self._probe.abandon()
+
+    def announce_blocked(self) -> None:
+        for topic, blocked in list(self._delivery._held.blocked.items()):
+            if not blocked.announced:
+                blocked.announced = True
+                emit(Event.TOPIC_BLOCKED, topic=topic, error=blocked.error.name(), detail=blocked.error.str())
+
+
+def _verdict(receipt: DirectReceipt, error: KafkaError) -> Verdict:
+    if error.code() == KafkaError.INVALID_TIMESTAMP and receipt.fields()[5]:
+        return Verdict.RECORD_BOUND  # a timestamp that the program gave, not the host's clock
+    return judge(error)
+
+
+def not_in_kafka(fields: Fields, why: str, error: KafkaError | None = None) -> DeliveryFailed:
+    return DeliveryFailed(f"record for topic {fields[0]!r} is not in Kafka: {why}", as_record(fields), error)
+
+
+def no_such_partition(fields: Fields) -> str:
+    return (
+        f"topic {fields[0]!r} has no partition {fields[4]}: leave partition out to let the partitioner choose, or "
+        "add partitions to the topic"
+    )
+
+
+def _let_go(clients: list[Producer]) -> None:
+    """Drop the last references: librdkafka waits for its threads then, and a client that is ill may take its time."""
+    threading.Thread(target=clients.clear, name="safekafka-let-go", daemon=True).start()
