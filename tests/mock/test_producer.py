@@ -336,7 +336,7 @@ def test_B_P08_records_are_delivered_although_the_program_forgets_to_close(clust
 def test_P8_the_parents_receipts_stay_the_parents_and_the_child_sends_with_a_client_of_its_own(
     cluster: MockCluster, make: Callable[..., SafeProducer]
 ) -> None:
-    producer = make()
+    producer = make({"linger.ms": 3_000})  # so that they are pending at the fork
     for n in range(100):
         producer.send(TOPIC, str(n), partition=0)
     pending = producer.send(TOPIC, b"100", partition=0)

@@ -69,6 +69,7 @@ _BUSY_POLL_SECONDS = 0.01  # while records are fed by the delivery thread
 _STEP = 256  # a caller at high speed takes reports at each so many records; a power of two
 _HIGH_SPEED = 20_000  # records a second
 _HOT_SECONDS = 0.01  # so long after a caller took reports, the delivery thread leaves them to callers
+_YIELD_SECONDS = 0.0005
 _LOOK_SECONDS = 0.02
 STALL_SECONDS = 2.0  # without any report: what comes now is held back
 WEDGED_SECONDS = 90.0  # without any report although the cluster is well: the client is replaced
@@ -101,15 +102,11 @@ class DirectReceipt(Receipt):
     def _report(self, error: KafkaError | None, message: Message) -> None:
         """On whichever thread took the report from the client, under `_polling`."""
         owner = self._owner
-        if error is None:
-            try:
-                del owner._open[self]
-            except KeyError:
-                owner._came_back(self, None)
-                return
+        if error is None and self in owner._open:
             topic = self._fields[0]  # type: ignore[index]
             self._outcome = topic, message.partition(), message.offset(), message.timestamp()  # type: ignore[assignment]
             self._fields = None
+            del owner._open[self]  # last: who does not find it there finds the outcome
             owner._delivered += 1
             if self._callbacks is not None:
                 owner._resolved.append(self)
@@ -163,9 +160,8 @@ class DirectDelivery(Way):
         self._held: Held[DirectReceipt] = Held()
         # Any thread, each step atomic:
         self._open: dict[DirectReceipt, bool] = {}  # in the order of send
-        self._ending: dict[
-            DirectReceipt, bool
-        ] = {}  # taken out of _open by the delivery thread, about to get their outcome
+        # Taken out of _open by the delivery thread, about to get their outcome:
+        self._ending: dict[DirectReceipt, bool] = {}
         self._resolved: deque[Receipt] = deque()  # their callbacks are due; the first may be running
         self._returned: deque[tuple[DirectReceipt, KafkaError]] = deque()  # came back with an error
         self._fatal: KafkaError | None = None
@@ -235,7 +231,7 @@ class DirectDelivery(Way):
         while self.ending_by_signal and not self._ended:  # noqa: ASYNC110 - until the process ends, see _raise_refusal
             await asyncio.sleep(_POLL_SECONDS)
         if not self._waiters and self._accept(receipt):
-            return receipt
+            return self._accepted(receipt)
         loop = asyncio.get_running_loop()
         end = loop.time() + self._max_block
         waiter = _Waiter(loop)
@@ -247,7 +243,7 @@ class DirectDelivery(Way):
                 await waiter.called  # not wait_for(): up to Python 3.11 it may swallow a cancellation
                 waiter.arm()
                 if self._waiters[0] is waiter and self._accept(receipt):
-                    return receipt
+                    return self._accepted(receipt)
             raise self._no_room()
         finally:
             alarm.cancel()
@@ -258,8 +254,6 @@ class DirectDelivery(Way):
         """Wait for the outcomes of all earlier sends and for their callbacks. Returns how many are still open."""
         self.check_may_wait("flush()")
         open_receipts = deque([*self._open, *self._ending])
-        with self._no_other_reports():
-            pass  # a report under way may have taken its receipt out of _open, and not yet written the outcome
 
         def through() -> bool:
             while open_receipts and open_receipts[0].done():
@@ -283,6 +277,10 @@ class DirectDelivery(Way):
         if self.on_own_thread():
             return 0
         self.check_owned()
+        if timeout == 0:  # as code for the raw client calls it, after every record
+            reports = self._reports()
+            new, self._polled = reports - self._polled, reports
+            return new
 
         def some() -> bool:
             return (self._reports() != self._polled and not self._resolved) or self._ended
@@ -366,11 +364,15 @@ class DirectDelivery(Way):
                         raise self._no_room()
                 finally:
                     self._waiting -= 1
+        self._accepted(receipt)
+
+    def _accepted(self, receipt: DirectReceipt) -> DirectReceipt:
         self._sends += 1
-        if self._ended:
+        if self._ended:  # the thread ended while we sent, so its sweep may have missed this record
             self._settle()
         elif not self._sends % _STEP:
             self._take_reports_here()
+        return receipt
 
     def _after_sending(self, receipt: DirectReceipt, produce: Callable[..., None]) -> None:
         """Every 256th record; and when the gate closed behind this one."""
@@ -469,6 +471,9 @@ class DirectDelivery(Way):
                 self._polling.release()
             if self._resolved or self._returned:
                 self.ring()
+            # Callbacks run on the delivery thread. To go on sending would only keep the interpreter from it.
+            while len(self._resolved) > _STEP and time.monotonic() - now < _HOT_SECONDS:
+                time.sleep(_YIELD_SECONDS)
 
     def _came_back(self, receipt: DirectReceipt, error: KafkaError | None) -> None:
         self._answers += 1
@@ -676,13 +681,8 @@ class DirectDelivery(Way):
         self._gate = None
         self._recovery.abandon()
         self._tell()
-        mine = self._handing_over.acquire(timeout=_LOCK_SECONDS)
-        try:
-            with self._no_other_reports():
-                left = self._take_out(list(self._open))
-        finally:
-            if mine:
-                self._handing_over.release()
+        with self._no_other_reports():
+            left = self._take_out(list(self._open))
         why = "the producer ended before"
         self._end(
             (receipt, self._given_up(receipt, f"{why} it was sent", f"{why} its report came")) for receipt in left

@@ -27,7 +27,7 @@ from safekafka.client import ClusterWatch
 from safekafka.errors import DeliveryError, DeliveryFailed, ProducerFatalError
 from safekafka.observe import Event, emit
 from safekafka.producer.alone import Alone, Answer
-from safekafka.producer.held import Care
+from safekafka.producer.held import PAUSE_SECONDS, Care
 from safekafka.producer.way import PURGE_SECONDS
 from safekafka.record import Fields, as_record
 from safekafka.verdict import Verdict, judge, refusal_of
@@ -332,7 +332,9 @@ class Recovery:
                 receipt = self._delivery._held.first(topic)
                 if receipt is None:  # all of its records have ended
                     self._delivery._held.unblock(topic)
-                elif all(other.fields()[0] != topic for other in self.with_client()):
+                elif any(other.fields()[0] == topic for other in self.with_client()):
+                    blocked.not_before = now + PAUSE_SECONDS[0]  # those are older, or will come back themselves
+                else:
                     self._delivery._held.remove(receipt)
                     self._probe.send(receipt, self._timed(receipt))
                     return
