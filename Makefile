@@ -45,4 +45,4 @@ bench-producer:
 	@.venv-bench/bin/python -m benchmarks.producer $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_tmp .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .pytest_tmp .pytest_cache .mypy_cache .ruff_cache .hypothesis
