@@ -149,12 +149,16 @@ def isolated(callback: Callable[..., Any], name: str) -> Callable[..., None]:
     """The callback with its exceptions logged instead of raised into the client."""
 
     def call(*args: Any) -> None:
-        try:
-            callback(*args)
-        except BaseException as error:  # noqa: BLE001 - the client would swallow it, or lose messages by it
-            emit(Event.CALLBACK_FAILED, callback=name, error=type(error).__qualname__)
+        call_isolated(name, callback, *args)
 
     return call
+
+
+def call_isolated(name: str, callback: Callable[..., Any], *args: Any) -> None:
+    try:
+        callback(*args)
+    except BaseException as error:  # noqa: BLE001 - the client would swallow it, or lose messages by it
+        emit(Event.CALLBACK_FAILED, callback=name, error=type(error).__qualname__)
 
 
 def build_client(

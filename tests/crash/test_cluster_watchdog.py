@@ -114,7 +114,7 @@ def test_nothing_outlives_ctrl_c_in_the_terminal(owner: Callable[..., Owner]) ->
 def test_a_paused_broker_dies_too(owner: Callable[..., Owner]) -> None:
     it = owner("cluster.pause(1)")
     it.wait_running()
-    assert psutil.STATUS_STOPPED in {p.status() for p in it.family}
+    wait_for("the broker to be stopped", lambda: psutil.STATUS_STOPPED in {p.status() for p in it.family})
     it.popen.kill()
     wait_for("all brokers to be gone", it.gone)
     wait_for("the data to be gone", lambda: not list(it.temporary.iterdir()))

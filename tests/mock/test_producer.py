@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import multiprocessing
+import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -33,6 +35,7 @@ from safekafka import (
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
 from tests.mock.conftest import TOPIC
+from tests.processes import wait_until
 
 
 def numbers_in_log(cluster: MockCluster, partition: int | None = None) -> list[int]:
@@ -460,6 +463,46 @@ def test_P7_close_from_a_signal_handler_ends_the_program_wherever_it_interrupts(
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", program], timeout=40, check=False, capture_output=True, text=True)
         assert done.returncode == 7, done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised inside a garbage collection
+@pytest.mark.parametrize("down", [False, True])
+def test_P1_a_signal_handler_that_raises_anywhere_in_send_leaves_no_record_behind(
+    cluster: MockCluster, make: Callable[..., SafeProducer], scale: int, down: bool
+) -> None:
+    class Interruption(BaseException):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    producer = make()
+    producer.send(TOPIC, b"").result(10)
+    if down:
+        cluster.set_broker_down()
+        wait_until(lambda: not producer.health().ok, 30, "the outage to be seen")
+    moments = random.Random(7)
+    accepted, interruptions = 1, 0
+    handler_before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        while interruptions < (100 if down else 400) * scale:
+            with contextlib.suppress(Interruption):
+                # Again after a while, for the case that Python ignored it.
+                signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.0001, 0.003), 0.5)
+                while True:
+                    producer.send(TOPIC, b"x")
+                    accepted += 1
+            interruptions += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler_before)
+    if down:
+        cluster.set_broker_up()
+    assert producer.flush(60) == 0
+    stats = producer.stats()
+    # A send() that was interrupted has sent, or has not; one that returned has, and nobody else's report was lost.
+    assert accepted <= stats.delivered <= accepted + interruptions
+    assert (stats.late, stats.pending, stats.failed, stats.unknown) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("where", ["on_undelivered", "done callback"])

@@ -2,16 +2,17 @@
 right by one thread.
 
 Threads
-- Callers: `send` (any number at once; order is kept per calling thread), `flush`, `close`. A caller who sends at high
-  speed also takes delivery reports from the client, every 256th record: another thread would have to fight him for
-  Python's interpreter lock, record by record. He only writes down successes; the user's code never runs there.
-- The delivery thread: takes the reports while nobody sends at high speed, runs the user's callbacks, keeps
-  `delivery_timeout`, feeds what was held back, and replaces the client.
+- Callers: `send` (any number at once; order is kept per calling thread), `flush`, `close`.
+- The delivery thread: takes the reports from the client, runs the user's callbacks, keeps `delivery_timeout`, feeds
+  what was held back, and replaces the client. Nobody else decides about a receipt.
+
+The two take turns at high speed, since each report would otherwise be a fight for Python's interpreter lock: a caller
+stands still at every 256th record until the delivery thread has taken what reports there are, and that thread takes
+none in between. (The caller himself does not take them: a signal handler that raises would lose one.)
 
 Locks, in this order
-- `_progress` (a condition: "reports came in"), taken by callers that wait (full buffer, flush) and to wake them.
-- `_polling`: whoever takes reports from the client, or ends receipts in another way. So no two threads decide about a
-  receipt. Waited for within bounds only.
+- `_progressing` (the lock of a condition: "reports came in"), taken by callers that wait (full buffer, flush) and to
+  wake them.
 - `_handing_over`: a record goes into `_held` or out of it, or the gate opens. Reentrant, for a signal handler that
   sends on top of a send. The common way of a record takes no lock at all.
 The user's code runs under none of them. `_bell` is a lock used as a bell, since a signal handler may ring it at any
@@ -38,9 +39,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -58,7 +59,7 @@ from safekafka.observe import Event, emit
 from safekafka.producer.health import ProducerStats
 from safekafka.producer.held import Held, size_of
 from safekafka.producer.outcomes import OnUndelivered
-from safekafka.producer.receipt import Receipt, raw_callback
+from safekafka.producer.receipt import Receipt, tell_raw
 from safekafka.producer.recovery import Recovery, no_such_partition, not_in_kafka
 from safekafka.producer.way import Way
 from safekafka.record import Fields, as_record
@@ -66,16 +67,16 @@ from safekafka.verdict import Verdict, judge, refusal_of
 
 _POLL_SECONDS = 0.1
 _BUSY_POLL_SECONDS = 0.01  # while records are fed by the delivery thread
-_STEP = 256  # a caller at high speed takes reports at each so many records; a power of two
+_STEP = 256  # a caller at high speed lets the delivery thread have its turn at each so many records
 _HIGH_SPEED = 20_000  # records a second
-_HOT_SECONDS = 0.01  # so long after a caller took reports, the delivery thread leaves them to callers
-_YIELD_SECONDS = 0.0005
+_TURN_SECONDS = 0.002  # not more often
+_HOT_SECONDS = 0.01  # so long after a caller came by, the delivery thread waits for the next one; and he for it
+_LOOP_SECONDS = 0.001  # the longest that asend() makes its event loop wait for a turn
 _LOOK_SECONDS = 0.02
 STALL_SECONDS = 2.0  # without any report: what comes now is held back
 WEDGED_SECONDS = 90.0  # without any report although the cluster is well: the client is replaced
 _WEDGED_ASK_SECONDS = 5.0
 _WAITER_SECONDS = 1.0  # a task called that has not come by then is passed over
-_LOCK_SECONDS = 5.0  # a lock's holder may be a thread that waits for us in a signal handler
 
 
 _new = object.__new__
@@ -100,28 +101,38 @@ class DirectReceipt(Receipt):
         return self._fields
 
     def _report(self, error: KafkaError | None, message: Message) -> None:
-        """On whichever thread took the report from the client, under `_polling`."""
+        """On the delivery thread, inside the client's poll()."""
         owner = self._owner
         if error is None and self in owner._open:
             topic = self._fields[0]  # type: ignore[index]
             self._outcome = topic, message.partition(), message.offset(), message.timestamp()  # type: ignore[assignment]
             self._fields = None
-            del owner._open[self]  # last: who does not find it there finds the outcome
-            owner._delivered += 1
             if self._callbacks is not None:
                 owner._resolved.append(self)
+            del owner._open[self]  # last: who does not find it there finds the outcome, and its callbacks due
+            owner._delivered += 1
         else:
             owner._came_back(self, error)
 
 
-class ReportedReceipt(DirectReceipt):
-    """Keeps the client's message for a raw callback."""
+class RawReceipt(DirectReceipt):
+    """Of a record whose outcome is told to an `on_delivery` of the raw client's kind, and to nobody else."""
 
-    __slots__ = ("message",)
+    __slots__ = ("_about", "_message")
+
+    def __init__(self, owner: DirectDelivery, fields: Fields, on_delivery: Callable[..., Any]) -> None:
+        super().__init__(owner, fields)
+        self._about = fields
+        self._message: Message | None = None
+        self._callbacks = [on_delivery]
 
     def _report(self, error: KafkaError | None, message: Message) -> None:
-        self.message = message
-        super()._report(error, message)
+        self._message = message
+        DirectReceipt._report(self, error, message)
+
+    def _call_back(self) -> None:
+        while self._callbacks:
+            tell_raw(self._callbacks.pop(), self, self._about, self._message)
 
 
 class DirectDelivery(Way):
@@ -148,7 +159,6 @@ class DirectDelivery(Way):
         self._max_block = max_block
         self._stall_seconds = STALL_SECONDS + linger
         self._resend_after_fatal = resend_after_fatal
-        self._polling = threading.Lock()
         self._handing_over = threading.RLock()
         self._bell = threading.Lock()
         self._bell.acquire()
@@ -163,24 +173,27 @@ class DirectDelivery(Way):
         # Taken out of _open by the delivery thread, about to get their outcome:
         self._ending: dict[DirectReceipt, bool] = {}
         self._resolved: deque[Receipt] = deque()  # their callbacks are due; the first may be running
-        self._returned: deque[tuple[DirectReceipt, KafkaError]] = deque()  # came back with an error
         self._fatal: KafkaError | None = None
-        # Under _polling:
-        self._delivered = 0
-        self._answers = 0  # reports other than a delivery
-        self._late = 0  # of them, those on receipts that had ended
         self._stepped_at = 0.0
+        self._turned_at = 0.0
+        self._delivered_before = 0
         self._hot_until = 0.0
+        self._turns: deque[threading.Lock] = deque()  # of callers who stand still until reports are taken
         self._waiting = 0  # callers that wait for room or for the end of a flush
         self._flushing = 0
         self._waiters: deque[_Waiter] = deque()  # tasks in asend(), in the order they came
         # The delivery thread's own:
+        self._delivered = 0
+        self._answers = 0  # reports other than a delivery
+        self._late = 0  # of them, those on receipts that had ended
+        self._returned: deque[tuple[DirectReceipt, KafkaError]] = deque()  # came back with an error
+        self._parked = False  # at the bell, while callers send at high speed
         self._recovery = Recovery(self, make_client)
         self._late_told = 0
         self._looked_at = 0.0
         self._heard_before = 0
         self._unreachable_before = 0.0
-        self._progress_at = time.monotonic()
+        self._progress_at = monotonic()
         self._busy_since = self._progress_at
         self._stalled = False
         self._asked_at = 0.0
@@ -190,24 +203,23 @@ class DirectDelivery(Way):
 
     # ---- callers
 
-    def send(self, fields: Fields) -> Receipt:
-        receipt = DirectReceipt(self, fields)
-        self._send_when_possible(receipt)
-        return receipt
-
-    def send_plain(self, topic: str, value: bytes | None, key: bytes | None) -> Receipt:
-        """`send()` of the commonest record. It takes no lock and makes no call that it can do without."""
-        receipt: DirectReceipt = _new(DirectReceipt)  # not by __init__: a call for each record
-        receipt._owner = self
-        receipt._fields = (topic, value, key, None, -1, 0)
-        receipt._outcome = receipt._callbacks = None
+    def send(self, fields: Fields, receipt: DirectReceipt | None = None) -> Receipt:
+        """The common way takes no lock and makes no call that it can do without."""
+        if receipt is None:
+            receipt = _new(DirectReceipt)  # not by __init__: a call for each record
+            receipt._owner = self
+            receipt._fields = fields
+            receipt._outcome = receipt._callbacks = None
         produce = self._gate
         if produce is not None:
-            receipt._sent_at = time.monotonic()
+            topic, value, key, headers, partition, timestamp = fields
+            receipt._sent_at = monotonic()
             self._open[receipt] = True
             try:
-                produce(topic, value, key, -1, receipt._report)
+                produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
             except BaseException as error:
+                if _of_signal_handler(error):
+                    raise
                 if self._taken_back(receipt):
                     return receipt
                 if not isinstance(error, (BufferError, KafkaException)):
@@ -221,9 +233,7 @@ class DirectDelivery(Way):
         return receipt
 
     def produce(self, fields: Fields, on_delivery: Callable[..., Any]) -> None:
-        receipt = ReportedReceipt(self, fields)
-        receipt._callbacks = [raw_callback(on_delivery, fields)]  # before it goes, so that it runs on our thread
-        self._send_when_possible(receipt)
+        self.send(fields, RawReceipt(self, fields, on_delivery))
 
     async def asend(self, fields: Fields) -> Receipt:
         """`send()` for an event loop. Tasks that wait for room are let in in the order they came."""
@@ -231,7 +241,7 @@ class DirectDelivery(Way):
         while self.ending_by_signal and not self._ended:  # noqa: ASYNC110 - until the process ends, see _raise_refusal
             await asyncio.sleep(_POLL_SECONDS)
         if not self._waiters and self._accept(receipt):
-            return self._accepted(receipt)
+            return self._accepted(receipt, _LOOP_SECONDS)
         loop = asyncio.get_running_loop()
         end = loop.time() + self._max_block
         waiter = _Waiter(loop)
@@ -243,7 +253,7 @@ class DirectDelivery(Way):
                 await waiter.called  # not wait_for(): up to Python 3.11 it may swallow a cancellation
                 waiter.arm()
                 if self._waiters[0] is waiter and self._accept(receipt):
-                    return self._accepted(receipt)
+                    return self._accepted(receipt, _LOOP_SECONDS)
             raise self._no_room()
         finally:
             alarm.cancel()
@@ -256,15 +266,15 @@ class DirectDelivery(Way):
         open_receipts = deque([*self._open, *self._ending])
 
         def through() -> bool:
-            while open_receipts and open_receipts[0].done():
+            while open_receipts and not (open_receipts[0] in self._open or open_receipts[0] in self._ending):
                 open_receipts.popleft()
             return (not open_receipts and not self._resolved) or self._ended
 
-        with self._progress:
+        with self._progressing:
             self._waiting += 1
             self._flushing += 1
-            self.ring()
             try:
+                self.ring()
                 self._wait(through, timeout)
             finally:
                 self._waiting -= 1
@@ -285,10 +295,10 @@ class DirectDelivery(Way):
         def some() -> bool:
             return (self._reports() != self._polled and not self._resolved) or self._ended
 
-        with self._progress:
+        with self._progressing:
             self._waiting += 1
-            self.ring()
             try:
+                self.ring()
                 self._wait(some, timeout)
             finally:
                 self._waiting -= 1
@@ -313,7 +323,7 @@ class DirectDelivery(Way):
             rebuilds=self._recovery.rebuilds,
             sent_again=self._recovery.sent_again,
             blocked_topics=tuple(sorted(self._held.blocked.copy())),
-            oldest_pending_seconds=None if oldest is None else time.monotonic() - oldest._sent_at,
+            oldest_pending_seconds=None if oldest is None else monotonic() - oldest._sent_at,
         )
 
     def problems(self) -> list[str]:
@@ -325,7 +335,7 @@ class DirectDelivery(Way):
             for topic, blocked in list(self._held.blocked.items())
         ]
         oldest = self._oldest()
-        if oldest is not None and (age := time.monotonic() - oldest._sent_at) > self._delivery_timeout / 2:
+        if oldest is not None and (age := monotonic() - oldest._sent_at) > self._delivery_timeout / 2:
             found.append(f"the oldest record has waited for {age:.0f} s of delivery_timeout={self._delivery_timeout} s")
         return found
 
@@ -356,22 +366,22 @@ class DirectDelivery(Way):
         if not self._accept(receipt):
             if self.on_own_thread():
                 raise BufferFullError("the buffer is full, and this callback runs on the thread that makes room in it")
-            with self._progress:
+            with self._progressing:
                 self._waiting += 1
-                self.ring()
                 try:
+                    self.ring()
                     if not self._wait(lambda: self._accept(receipt), self._max_block):
                         raise self._no_room()
                 finally:
                     self._waiting -= 1
         self._accepted(receipt)
 
-    def _accepted(self, receipt: DirectReceipt) -> DirectReceipt:
+    def _accepted(self, receipt: DirectReceipt, patience: float = _HOT_SECONDS) -> DirectReceipt:
         self._sends += 1
         if self._ended:  # the thread ended while we sent, so its sweep may have missed this record
             self._settle()
         elif not self._sends % _STEP:
-            self._take_reports_here()
+            self._take_turns(patience)
         return receipt
 
     def _after_sending(self, receipt: DirectReceipt, produce: Callable[..., None]) -> None:
@@ -379,7 +389,7 @@ class DirectDelivery(Way):
         if self._ended:  # the thread ended while we sent, so its sweep may have missed this record
             self._settle()
         elif self._gate is produce:
-            self._take_reports_here()
+            self._take_turns(_HOT_SECONDS)
         else:
             with self._handing_over:
                 gone = getattr(produce, "__self__", None) is not self.client
@@ -409,13 +419,15 @@ class DirectDelivery(Way):
         with self._handing_over:
             if self._refusal is not None:
                 raise self._refusal
-            receipt._sent_at = time.monotonic()
+            receipt._sent_at = monotonic()
             if self._gate is None:
                 return self._hold(receipt)
             self._open[receipt] = True
             try:
                 self._gate(topic, value, key, partition, receipt._report, None, timestamp, headers)
             except BaseException as error:
+                if _of_signal_handler(error):
+                    raise
                 del self._open[receipt]
                 if isinstance(error, BufferError):
                     return False
@@ -449,31 +461,32 @@ class DirectDelivery(Way):
         ):
             return False
         self._open[receipt] = True
-        self._held.add(receipt)
+        try:
+            self._held.add(receipt)
+        except BaseException:  # a signal handler's
+            if receipt not in self._held:
+                del self._open[receipt]
+            raise
         self.ring()
         return True
 
-    def _take_reports_here(self) -> None:
-        """Every 256th record of a sender: at high speed he takes the reports himself, for the time being."""
-        now = time.monotonic()
+    def _take_turns(self, patience: float) -> None:
+        """Every 256th record of a caller: at high speed he stands still until the delivery thread has had its turn."""
+        now = monotonic()
         before, self._stepped_at = self._stepped_at, now
         if now - before > _STEP / _HIGH_SPEED or self.on_own_thread():
             return
         self._hot_until = now + _HOT_SECONDS
-        # Who finds another one at it waits for him, and so does not take the interpreter lock away from him.
-        if self._polling.acquire(timeout=_HOT_SECONDS):
-            try:
-                self.client.poll(0)
-            except KafkaException as error:
-                if judge(error.args[0]) is Verdict.FATAL:
-                    self._on_fatal(error.args[0])
-            finally:
-                self._polling.release()
-            if self._resolved or self._returned:
-                self.ring()
-            # Callbacks run on the delivery thread. To go on sending would only keep the interpreter from it.
-            while len(self._resolved) > _STEP and time.monotonic() - now < _HOT_SECONDS:
-                time.sleep(_YIELD_SECONDS)
+        if now - self._turned_at < _TURN_SECONDS:
+            return
+        delivered, self._delivered_before = self._delivered_before, self._delivered
+        if self._parked or delivered != self._delivered_before:  # else it waits for reports, and we not for it
+            turn = threading.Lock()
+            turn.acquire()
+            self._turns.append(turn)
+            self.ring()
+            turn.acquire(timeout=patience)  # a callback may take its time
+        self._turned_at = monotonic()
 
     def _came_back(self, receipt: DirectReceipt, error: KafkaError | None) -> None:
         self._answers += 1
@@ -509,7 +522,7 @@ class DirectDelivery(Way):
         while self._drain_until is None:
             self._turn(_POLL_SECONDS)
         self._flushing += 1
-        while len(self) and (left := self._drain_until - time.monotonic()) > 0:
+        while len(self) and (left := self._drain_until - monotonic()) > 0:
             self._turn(min(_POLL_SECONDS, left))
         if len(self.client):
             self._recovery.purge()
@@ -519,6 +532,8 @@ class DirectDelivery(Way):
             seconds = min(seconds, _BUSY_POLL_SECONDS)
         self._take_reports(seconds)
         self._tell()
+        while self._turns:
+            self._turns.popleft().release()
         if self._fatal is not None:
             self._recovery.replace_client()
         elif self._returned:
@@ -538,24 +553,15 @@ class DirectDelivery(Way):
             self._call_first_waiter()
 
     def _take_reports(self, seconds: float) -> None:
-        if time.monotonic() < self._hot_until and not self._waiting and not self._waiters and self._gate is not None:
-            self._bell.acquire(timeout=_HOT_SECONDS)  # callers take them
-            return
-        with self._no_other_reports():
-            try:
-                self._serve(seconds, at_once=self._flushing > 0)
-            except KafkaException as error:
-                emit(Event.CLIENT_ERROR, error=error.args[0].name(), detail=error.args[0].str(), fatal=False)
-
-    @contextlib.contextmanager
-    def _no_other_reports(self) -> Iterator[None]:
-        """Nobody else takes reports, or ends receipts."""
-        mine = self._polling.acquire(timeout=_LOCK_SECONDS)
+        if monotonic() < self._hot_until and not self._waiting and not self._waiters and self._gate is not None:
+            self._parked = True
+            if self._bell.acquire(timeout=_HOT_SECONDS):
+                seconds = 0.0
+            self._parked = False
         try:
-            yield
-        finally:
-            if mine:
-                self._polling.release()
+            self._serve(seconds, at_once=self._flushing > 0)
+        except KafkaException as error:
+            emit(Event.CLIENT_ERROR, error=error.args[0].name(), detail=error.args[0].str(), fatal=False)
 
     def _tell(self) -> None:
         """Run the callbacks of receipts that were resolved on any thread."""
@@ -570,24 +576,23 @@ class DirectDelivery(Way):
             del self._ending[receipt]
 
     def _take_out(self, receipts: Iterable[DirectReceipt]) -> list[DirectReceipt]:
-        """Move from `_open` to `_ending`: from here on a report on them is late. Under `_no_other_reports`."""
+        """Move from `_open` to `_ending`: from here on a report on them is late."""
         taken = []
         for receipt in receipts:
-            if receipt in self._open:
-                self._ending[receipt] = True
-                del self._open[receipt]
+            self._ending[receipt] = True
+            if self._open.pop(receipt, False):
                 taken.append(receipt)
+            else:
+                del self._ending[receipt]
         return taken
 
     def _end_now(self, receipt: DirectReceipt, failure: DeliveryError) -> None:
-        with self._no_other_reports():
-            taken = self._take_out([receipt])
-        self._end((one, failure) for one in taken)
+        self._end((one, failure) for one in self._take_out([receipt]))
 
     # -- the clock
 
     def _look(self) -> None:
-        now = time.monotonic()
+        now = monotonic()
         if now - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = now
@@ -619,13 +624,12 @@ class DirectDelivery(Way):
             self._look_whether_wedged(now)
 
     def _expire(self, too_old: float) -> None:
-        with self._no_other_reports():
-            expired = []
-            for receipt in list(self._open):
-                if receipt._sent_at > too_old:
-                    break
-                expired.append(receipt)
-            taken = self._take_out(expired)
+        expired = []
+        for receipt in list(self._open):
+            if receipt._sent_at > too_old:
+                break
+            expired.append(receipt)
+        taken = self._take_out(expired)
         limit = f"delivery_timeout={self._delivery_timeout} s"
         self._end(
             (receipt, self._given_up(receipt, f"within {limit} it was not sent", f"no report within {limit}"))
@@ -681,8 +685,7 @@ class DirectDelivery(Way):
         self._gate = None
         self._recovery.abandon()
         self._tell()
-        with self._no_other_reports():
-            left = self._take_out(list(self._open))
+        left = self._take_out(list(self._open))
         why = "the producer ended before"
         self._end(
             (receipt, self._given_up(receipt, f"{why} it was sent", f"{why} its report came")) for receipt in left
@@ -694,6 +697,13 @@ class DirectDelivery(Way):
             as_record(fields),
             error,
         )
+
+
+def _of_signal_handler(error: BaseException) -> bool:
+    """Whether the exception that the client's `produce()` seems to raise came from a signal handler. Python runs one
+    right after the call: the client has taken the record, which stays in `_open` and goes its way."""
+    traceback = error.__traceback__
+    return isinstance(error, KeyboardInterrupt) or (traceback is not None and traceback.tb_next is not None)
 
 
 class _Waiter:
@@ -709,7 +719,7 @@ class _Waiter:
 
     def call(self) -> bool:
         """Let the task try again. From any thread. False if its loop does not run."""
-        now = time.monotonic()
+        now = monotonic()
         if self._called_at is not None:
             return now - self._called_at < _WAITER_SECONDS
         self._called_at = now

@@ -68,9 +68,9 @@ class Held(Generic[R]):
         return self._tried[receipt]
 
     def add(self, receipt: R) -> None:
-        """A new record, behind all others."""
-        self._enter(receipt, tried=False)
+        """A new record, behind all others. Broken off by a signal handler that raises, it is here or not, entirely."""
         self._line_of(receipt).append(receipt)
+        self._enter(receipt, tried=False)
 
     def put_back(self, receipts: Iterable[tuple[R, bool]]) -> None:
         """Records that the client had, each with whether it may be in Kafka by that."""
@@ -116,8 +116,9 @@ class Held(Generic[R]):
         _sort(self._line)
 
     def _enter(self, receipt: R, tried: bool) -> None:
+        size = size_of(receipt)
         self._tried[receipt] = tried
-        self.bytes += size_of(receipt)
+        self.bytes += size
 
     def _line_of(self, receipt: R) -> deque[R]:
         return self._lines.get(topic_of(receipt), self._line)

@@ -180,10 +180,8 @@ class SafeProducer:
             and topic in known_topics
             and len(value) + (0 if key is None else len(key)) <= self._max_plain_bytes
         ):
-            return self._way.send_plain(topic, value, key)
-        if self._plain:
-            return self._way.send(checked(topic, value, key, headers, partition, timestamp, self._max_record_bytes))
-        return self._way.send(self._checked(Record(topic, value, key, headers, partition, timestamp)))
+            return self._way.send((topic, value, key, None, -1, 0))
+        return self._way.send(self._checked(topic, value, key, headers, partition, timestamp))
 
     def send_many(self, records: Iterable[Record]) -> list[Receipt]:
         """Accept many records, in order; with a spool they share one write to the disk.
@@ -196,7 +194,11 @@ class SafeProducer:
         many: list[Fields] = []
         for position, record in enumerate(records):
             try:
-                many.append(self._checked(record))
+                many.append(
+                    self._checked(
+                        record.topic, record.value, record.key, record.headers, record.partition, record.timestamp
+                    )
+                )
             except InvalidRecordError as error:
                 problems += [f"record {position} (topic {error.topic!r}): {problem}" for problem in error.problems]
         if problems:
@@ -227,7 +229,7 @@ class SafeProducer:
         A task cancelled while it waits for room has definitely not sent. Await the receipt for the delivery:
         `await (await producer.asend(...))`. Raises what `send()` raises. Serializers run on the loop.
         """
-        fields = self._checked(Record(topic, value, key, headers, partition, timestamp))
+        fields = self._checked(topic, value, key, headers, partition, timestamp)
         way = self._way
         if isinstance(way, _NotYet):
             way = way.begin()
@@ -254,9 +256,7 @@ class SafeProducer:
         call = callback if callback is not None else on_delivery
         if call is not None and not callable(call):
             raise TypeError(f"on_delivery={call!r}: give a function of (error, message)")
-        fields = self._checked(
-            Record(topic, value, key, headers, None if partition == -1 else partition, timestamp or None)
-        )
+        fields = self._checked(topic, value, key, headers, None if partition == -1 else partition, timestamp or None)
         if call is None:
             self._way.send(fields)
         else:
@@ -368,19 +368,25 @@ class SafeProducer:
         """The confluent_kafka client at this moment. For tests and diagnosis: a fatal error replaces it."""
         return self._way.client
 
-    def _checked(self, record: Record) -> Fields:
-        topic = record.topic
-        key: Any = record.key
-        value: Any = record.value
-        headers: Any = record.headers
-        if not self._plain and (headers is None or isinstance(headers, (Mapping, list, tuple))):
+    def _checked(
+        self,
+        topic: str,
+        value: Any,
+        key: Any,
+        headers: Headers | None,
+        partition: int | None,
+        timestamp: int | None,
+    ) -> Fields:
+        if self._plain:
+            return checked(topic, value, key, headers, partition, timestamp, self._max_record_bytes)
+        if headers is None or isinstance(headers, (Mapping, list, tuple)):
             # A copy: a serializer may add headers, which must not grow into the program's own.
             headers = dict(headers) if isinstance(headers, Mapping) else list(headers or ())
         if self._key_serializer is not None:
             key = _serialized(self._key_serializer, key, topic, MessageField.KEY, headers)
         if self._value_serializer is not None:
             value = _serialized(self._value_serializer, value, topic, MessageField.VALUE, headers)
-        return checked(topic, value, key, headers, record.partition, record.timestamp, self._max_record_bytes)
+        return checked(topic, value, key, headers, partition, timestamp, self._max_record_bytes)
 
     def _begin_anew(self) -> DirectDelivery | SpooledDelivery:
         with self._begin_anew_lock:
@@ -413,9 +419,6 @@ class _NotYet:
 
     def send(self, fields: Fields) -> Receipt:
         return self.begin().send(fields)
-
-    def send_plain(self, topic: str, value: bytes | None, key: bytes | None) -> Receipt:
-        return self.begin().send_plain(topic, value, key)
 
     def produce(self, fields: Fields, on_delivery: Callable[..., Any]) -> None:
         self.begin().produce(fields, on_delivery)

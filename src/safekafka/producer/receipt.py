@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from confluent_kafka import KafkaError, Message
 
-from safekafka.client import isolated
+from safekafka.client import call_isolated, isolated
 from safekafka.errors import DeliveryError, DeliveryFailed
 from safekafka.record import Fields, Record, as_record
 
@@ -235,27 +235,22 @@ def delivery_of(message: Message) -> Delivery:
     return Delivery(message.topic(), message.partition(), message.offset(), timestamp if kind else None)  # type: ignore[arg-type]
 
 
-def raw_callback(on_delivery: Callable[..., Any], fields: Fields) -> Callable[[Receipt], Any]:
-    """The raw client's `on_delivery(error, message)` as a callback of a receipt."""
-    call = isolated(on_delivery, "on_delivery")
-
-    def tell(receipt: Receipt) -> None:
-        outcome = receipt._known()
-        topic, value, key, headers, partition, timestamp = fields
-        about: dict[str, Any] = {"topic": topic, "value": value, "key": key, "headers": headers}
-        if isinstance(outcome, Delivery):
-            stamp = (0, 0) if outcome.timestamp is None else (1, outcome.timestamp)
-            call(
-                None,
-                getattr(receipt, "message", None)
-                or Message(partition=outcome.partition, offset=outcome.offset, timestamp=stamp, **about),
-            )
-            return
+def tell_raw(on_delivery: Callable[..., Any], receipt: Receipt, fields: Fields, message: Message | None) -> None:
+    """Call the raw client's `on_delivery(error, message)`: with the client's own message, where there is one."""
+    outcome = receipt._outcome
+    topic, value, key, headers, partition, timestamp = fields
+    about: dict[str, Any] = {"topic": topic, "value": value, "key": key, "headers": headers}
+    if isinstance(outcome, DeliveryError):
         error = outcome.error or KafkaError(KafkaError._MSG_TIMED_OUT, str(outcome))
-        call(error, Message(partition=partition, timestamp=(1, timestamp), error=error, **about))
+        message = Message(partition=partition, timestamp=(1, timestamp), error=error, **about)
+        call_isolated("on_delivery", on_delivery, error, message)
         receipt._owner.observed(receipt)
-
-    return tell
+        return
+    if message is None:
+        known = cast(Delivery, receipt._known())
+        stamp = (0, 0) if known.timestamp is None else (1, known.timestamp)
+        message = Message(partition=known.partition, offset=known.offset, timestamp=stamp, **about)
+    call_isolated("on_delivery", on_delivery, None, message)
 
 
 def awaken(loop: asyncio.AbstractEventLoop, awaiting: list[asyncio.Future[None]]) -> None:

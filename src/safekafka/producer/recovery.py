@@ -122,12 +122,11 @@ class Recovery:
             self._count_rebuild(fatal)
         client, _ = self._delivery._make_client(True)
         old = [self._delivery.client]
-        with self._delivery._no_other_reports():
-            with self._delivery._handing_over:
-                given_up, sent_again = self._take_back(own)
-                self._delivery.client = client
-                self._delivery._fatal = self._fatal_until = None
-            self._delivery._take_out(receipt for receipt, _ in given_up)
+        with self._delivery._handing_over:
+            given_up, sent_again = self._take_back(own)
+            self._delivery.client = client
+            self._delivery._fatal = self._fatal_until = None
+        self._delivery._take_out(receipt for receipt, _ in given_up)
         _let_go(old)
         self._delivery._progress_at = time.monotonic()
         self.sent_again += sent_again
@@ -192,8 +191,7 @@ class Recovery:
         self._delivery.client.purge()
         give_up = time.monotonic() + PURGE_SECONDS
         while len(self._delivery.client) and time.monotonic() < give_up:
-            with self._delivery._no_other_reports():
-                self._delivery._serve(_BUSY_POLL_SECONDS, at_once=False)
+            self._delivery._serve(_BUSY_POLL_SECONDS, at_once=False)
 
     def feed(self) -> None:
         """Hand held records to the client, in order; back to the straight way when none is left."""
@@ -294,11 +292,10 @@ class Recovery:
 
     def _settle_answer(self, receipt: DirectReceipt, answer: Answer) -> None:
         if answer.delivery is not None:
-            with self._delivery._no_other_reports():
-                receipt._outcome = answer.delivery
-                receipt._fields = None
-                del self._delivery._open[receipt]
-                self._delivery._delivered += 1
+            receipt._outcome = answer.delivery
+            receipt._fields = None
+            del self._delivery._open[receipt]
+            self._delivery._delivered += 1
             receipt._call_back()
             return
         error = cast(KafkaError, answer.error)

@@ -46,7 +46,10 @@ class Way:
         self._ended = False  # the thread is through; nobody reports any more
         self.ending_by_signal = False  # set by the SIGTERM handler: nobody is told any more, the process ends
         self._awaiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}  # the thread's own
-        self._progress = threading.Condition()  # "something was reported", for those who wait
+        # "Something was reported", for those who wait. They take the lock itself: a signal handler that raises can't
+        # come between its acquisition and the `with` block, as it can in the condition's own methods.
+        self._progressing = threading.RLock()
+        self._progress = threading.Condition(self._progressing)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     # ---- any thread
@@ -155,7 +158,7 @@ class Way:
         """Wait until the condition holds, for at most `timeout` seconds; whether it does."""
         timeout = bounded(timeout)
         end = math.inf if timeout is None else time.monotonic() + timeout
-        with self._progress:
+        with self._progressing:
             while not until():
                 left = end - time.monotonic()
                 if left <= 0:

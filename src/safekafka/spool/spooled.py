@@ -43,7 +43,7 @@ from safekafka.errors import (
 from safekafka.observe import Event, emit
 from safekafka.producer.health import ProducerStats
 from safekafka.producer.outcomes import OnUndelivered
-from safekafka.producer.receipt import Receipt, SpooledReceipt, raw_callback
+from safekafka.producer.receipt import Receipt, SpooledReceipt, tell_raw
 from safekafka.producer.way import PURGE_SECONDS, Way
 from safekafka.record import Fields, as_record
 from safekafka.spool.config import Spool
@@ -128,9 +128,6 @@ class SpooledDelivery(Way):
     def send(self, fields: Fields) -> Receipt:
         return self.send_many([fields])[0]
 
-    def send_plain(self, topic: str, value: bytes | None, key: bytes | None) -> Receipt:
-        return self.send((topic, value, key, None, -1, 0))
-
     def send_many(self, many: Sequence[Fields]) -> list[Receipt]:
         """All of them or none, in one write to the disk."""
         if self._refusal is not None:
@@ -163,7 +160,7 @@ class SpooledDelivery(Way):
         return receipts
 
     def produce(self, fields: Fields, on_delivery: Callable[..., Any]) -> None:
-        self.send(fields)._add(raw_callback(on_delivery, fields))
+        self.send(fields)._add(lambda receipt: tell_raw(on_delivery, receipt, fields, None))
 
     def flush(self, timeout: float | None) -> int:
         """Wait until Kafka has every record accepted before. Returns how many of them are still in the spool."""
