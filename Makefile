@@ -31,8 +31,9 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two at a time: most of the time is waiting. The tests that share the real brokers stay together.
 test: lint
-	SAFEKAFKA_SCALE=$(SCALE) $(PYTEST) $(TEST_ARGS)
+	SAFEKAFKA_SCALE=$(SCALE) $(PYTEST) -n 2 --dist loadgroup $(TEST_ARGS)
 
 soak: $(VENV)/.ready
 	@test -n "$(SUITE)" || { echo "name the suite: make soak SUITE=crash SCALE=10 (one of: $$(ls -d tests/*/ | xargs -n1 basename | grep -v -e programs -e __ | tr '\n' ' '))"; exit 1; }

@@ -465,6 +465,38 @@ def test_P7_close_from_a_signal_handler_ends_the_program_wherever_it_interrupts(
         assert done.returncode == 7, done.stderr
 
 
+def test_P7_a_signal_handler_in_the_middle_of_a_send_never_waits_for_that_very_send(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = make(delivery_timeout=20.0)
+    cluster.set_broker_down()
+    first = producer.send(TOPIC, b"first")
+    wait_until(lambda: not producer.send(TOPIC, b"more").done() and producer.stats().held > 0, 30, "held records")
+    told: list[object] = []
+    way: Any = producer._way
+    add = way._held.add
+
+    def interrupted(receipt: Receipt) -> None:
+        add(receipt)
+        monkeypatch.undo()
+        for call in (producer.flush, first.result, producer.poll, producer.close):
+            try:
+                told.append(call())
+            except SafeKafkaError as error:
+                told.append(str(error))
+
+    monkeypatch.setattr(way._held, "add", interrupted)
+    last = producer.send(TOPIC, b"last")
+    assert [str(answer).split(" would wait")[0] for answer in told] == [
+        "flush() in a signal handler that interrupted a send() of the same thread",
+        "receipt.result() in a signal handler that interrupted a send() of the same thread",
+        "0",
+        "None",
+    ]
+    cluster.set_broker_up()  # what was begun in the handler goes on behind it
+    assert last.result(30)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised inside a garbage collection
 @pytest.mark.parametrize("down", [False, True])
 def test_P1_a_signal_handler_that_raises_anywhere_in_send_leaves_no_record_behind(

@@ -283,8 +283,8 @@ class DirectDelivery(Way):
         return sum(not receipt.done() for receipt in open_receipts)
 
     def poll(self, timeout: float | None) -> int:
-        """Wait for reports. Returns how many came since the last time; 0 at once inside a callback."""
-        if self.on_own_thread():
+        """Wait for reports. Returns how many came since the last time; 0 at once where waiting would never end."""
+        if self.on_own_thread() or self._interrupted_send():
             return 0
         self.check_owned()
         if timeout == 0:  # as code for the raw client calls it, after every record
@@ -358,6 +358,9 @@ class DirectDelivery(Way):
         self._gate = None
 
     # ---- inside, callers' threads
+
+    def _interrupted_send(self) -> bool:
+        return self._handing_over._is_owned()  # type: ignore[attr-defined, no-any-return]
 
     def _reports(self) -> int:
         return self._delivered + self.failures.failed + self.failures.unknown

@@ -127,6 +127,11 @@ class Way:
     def check_may_wait(self, call: str) -> None:
         self.check_owned()
         self.refuse_inside_callback(call)
+        if self._interrupted_send():
+            raise SafeKafkaError(
+                f"{call} in a signal handler that interrupted a send() of the same thread would wait for ever: for "
+                "what that send() holds. Remedy: let the handler set a flag, and wait in the program."
+            )
 
     def observed(self, receipt: Receipt) -> None:
         self.failures.observed(receipt)
