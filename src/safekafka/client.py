@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -159,6 +160,15 @@ def call_isolated(name: str, callback: Callable[..., Any], *args: Any) -> None:
         callback(*args)
     except BaseException as error:  # noqa: BLE001 - the client would swallow it, or lose messages by it
         emit(Event.CALLBACK_FAILED, callback=name, error=type(error).__qualname__)
+
+
+def let_go(clients: list[Producer]) -> None:
+    """Drop the last references: librdkafka waits for its threads then, and a client that is ill may take its time."""
+    if clients:
+        try:
+            threading.Thread(target=clients.clear, name="safekafka-let-go", daemon=True).start()
+        except RuntimeError:  # no thread to be had, as at the interpreter's exit
+            clients.clear()
 
 
 def build_client(

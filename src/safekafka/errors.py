@@ -93,7 +93,7 @@ class DeliveryError(SafeKafkaError):
         super().__init__(message)
         self.record = record
         self.error = error
-        self._unobserved = 0  # kept by `producer.outcomes.Unobserved`: the generation that counts this failure
+        self._unobserved = 0  # kept by `producer.outcomes.Unobserved`: the generation that counts it; -1: observed
 
 
 class DeliveryFailed(DeliveryError):  # noqa: N818 - fixed name of the public API

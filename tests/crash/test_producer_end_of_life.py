@@ -270,6 +270,30 @@ def test_P7_SIGTERM_ends_a_program_that_waits_for_room(cluster: MockCluster, tmp
     assert numbers_in_log(cluster) == list(range(100))
 
 
+def test_P7_SIGTERM_delivers_a_full_buffer_also_while_a_thread_waits_for_room_in_it(
+    cluster: MockCluster, tmp_path: Path
+) -> None:
+    cluster.set_broker_down()
+    with running(
+        cluster,
+        tmp_path,
+        """
+        p = make({"queue.buffering.max.messages": 50_000}, shutdown_timeout=30)
+        send(p, 0, 50_000)
+        threading.Thread(target=send, args=(p, 50_000, 50_001), daemon=True).start()
+        say("ready")
+        while True: time.sleep(1)
+        """,
+    ) as started:
+        started.wait_for("ready")
+        time.sleep(0.5)  # the signal is to come while the thread waits; at any other moment the promise is the same
+        cluster.set_broker_up()
+        started.terminate()
+        assert started.status(30 + MARGIN) == TERMINATED
+        assert "undelivered_at_exit" not in started.output
+    assert numbers_in_log(cluster) == list(range(50_000))
+
+
 def test_P7_SIGTERM_waits_for_brokers_that_come_back_within_the_grace_period(
     cluster: MockCluster, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from confluent_kafka.serialization import SerializationError, StringSerializer
 from safekafka import (
     BufferFullError,
     ClosedError,
+    DeliveryFailed,
     DeliveryUnknown,
     InvalidRecordError,
     ProducerFatalError,
@@ -32,6 +33,7 @@ from safekafka import (
     SafeProducer,
     UndeliveredError,
 )
+from safekafka.producer import receipt as receipt_module
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
 from tests.mock.conftest import TOPIC
@@ -463,6 +465,102 @@ def test_P7_close_from_a_signal_handler_ends_the_program_wherever_it_interrupts(
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", program], timeout=40, check=False, capture_output=True, text=True)
         assert done.returncode == 7, done.stderr
+
+
+def test_P1_tasks_that_wait_for_room_learn_at_once_that_the_delivery_thread_ended(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = make({"queue.buffering.max.messages": 10}, max_block=300.0)
+    cluster.set_broker_down()
+
+    async def waiting() -> list[Any]:
+        for _ in range(10):
+            producer.send(TOPIC, b"")
+        tasks = [asyncio.create_task(producer.asend(TOPIC, b"")) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        monkeypatch.setattr(producer._way, "_look", lambda: 1 / 0)
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
+
+    assert {type(answer) for answer in asyncio.run(waiting())} == {ProducerFatalError}
+
+
+def test_flush_does_not_raise_what_an_on_delivery_is_just_being_told(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make(delivery_timeout=0.5)
+    cluster.set_broker_down()
+    entered, may_return = threading.Event(), threading.Event()
+
+    def on_delivery(error: Any, message: Any) -> None:
+        entered.set()
+        may_return.wait(30)
+
+    producer.produce(TOPIC, b"", on_delivery=on_delivery)
+    assert entered.wait(30)
+    assert producer.flush(0.1) == 1
+    may_return.set()
+    assert producer.flush(30) == 0
+    producer.close(0)
+
+
+def test_a_signal_handler_may_look_at_receipts_on_top_of_anything_that_does(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make(delivery_timeout=0.5)
+    delivered = producer.send(TOPIC, b"")
+    delivered.result(30)
+    cluster.set_broker_down()
+    undelivered = producer.send(TOPIC, b"")
+    wait_until(undelivered.done, 30, "an outcome")
+    called: list[Receipt] = []
+
+    def look() -> None:  # as a handler does that came in the middle
+        with receipt_module._adding, producer._way.failures._lock:
+            delivered.add_done_callback(called.append)
+            undelivered.exception()
+            producer.flush(5)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert called == [delivered]
+
+
+def test_P8_the_parents_failures_can_be_looked_at_in_a_child_whatever_the_parent_was_doing(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make(delivery_timeout=0.5)
+    cluster.set_broker_down()
+    receipt = producer.send(TOPIC, b"")
+    wait_until(receipt.done, 30, "an outcome")
+    taken, may_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with producer._way.failures._lock:
+            taken.set()
+            may_go.wait(60)
+
+    threading.Thread(target=hold, daemon=True).start()
+    assert taken.wait(10)
+    context = multiprocessing.get_context("fork")
+    answer = context.Queue()
+    process = context.Process(target=lambda: answer.put(type(receipt.exception())))
+    process.start()
+    try:
+        assert answer.get(timeout=30) in (DeliveryUnknown, DeliveryFailed)
+    finally:
+        may_go.set()
+        process.join(30)
+    with pytest.raises(UndeliveredError):
+        producer.close(0)
+
+
+def test_close_may_wait_for_ever(make: Callable[..., SafeProducer]) -> None:
+    producer = make()
+    receipt = producer.send(TOPIC, b"")
+    producer.close(float("inf"))
+    assert receipt.status == "delivered"
 
 
 def test_P7_a_signal_handler_in_the_middle_of_a_send_never_waits_for_that_very_send(

@@ -286,6 +286,8 @@ def test_a_client_that_is_wedged_though_the_cluster_is_well_is_replaced(
     cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(direct, "WEDGED_SECONDS", 1.0)
+    monkeypatch.setattr(direct, "WELL_SECONDS", 0.5)
+    monkeypatch.setattr(direct, "_WEDGED_ASK_SECONDS", 0.5)
     producer = make()
     producer.send(TOPIC, b"0", partition=0).result(30)
     _pause_producing(producer)
@@ -294,6 +296,115 @@ def test_a_client_that_is_wedged_though_the_cluster_is_well_is_replaced(
     assert {receipt.status for receipt in receipts} == {"delivered"}
     assert producer.stats().rebuilds == 1
     assert log_of(cluster) == list(range(20))
+
+
+def test_a_healthy_client_is_kept_through_a_long_outage_and_does_not_send_again_what_it_has(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "WEDGED_SECONDS", 1.0)
+    monkeypatch.setattr(direct, "_WEDGED_ASK_SECONDS", 0.1)
+    producer = make()
+    client = producer.raw_client
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    cluster.set_broker_down()
+    receipts = [producer.send(TOPIC, str(n), partition=0) for n in range(1, 20)]
+    time.sleep(3)  # an outage lasts: well beyond WEDGED_SECONDS
+    cluster.set_broker_up()
+    assert producer.flush(60) == 0
+    assert {receipt.status for receipt in receipts} == {"delivered"}
+    assert producer.stats().rebuilds == 0
+    assert producer.raw_client is client
+
+
+def test_P1_what_an_earlier_client_had_is_unknown_though_every_later_client_refuses_it(
+    cluster: MockCluster, make: Callable[..., SafeProducer], no_waits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = make()
+    way = _way(producer)
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    cluster.start_request_tracking()
+    cluster.set_rtt(None, 3.0)  # it will be appended, and its acknowledgement be on the way for long
+    receipt = producer.send(TOPIC, b"1", partition=0)
+    wait_until(lambda: bool(cluster.requests(ApiKey.Produce)), 30, "the record at the broker")
+    make_client = way._make_client
+
+    def make_ill_client(gapless: bool) -> Any:
+        client, watch = make_client(gapless)
+        load_librdkafka().rd_kafka_test_fatal_error(
+            ctypes.c_void_p(_handle(load_librdkafka(), client)), KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, b"ill"
+        )
+        return client, watch
+
+    monkeypatch.setattr(way, "_make_client", make_ill_client)
+    cluster.trigger_fatal_error(producer, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "lost the thread")
+    wait_until(receipt.done, 30, "an outcome")
+    assert receipt.status == "unknown"
+    cluster.set_rtt(None, 0.0)
+    assert log_of(cluster) == [0, 1]
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["in time to be seen", "too late to be seen"])
+def test_P3_a_sender_who_comes_through_the_gate_of_a_client_given_up_meanwhile_is_neither_lost_nor_overtaken(
+    cluster: MockCluster, make: Callable[..., SafeProducer], seen: bool
+) -> None:
+    producer = make(delivery_timeout=30.0)
+    way = _way(producer)
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    old, old_gate = way.client, way._gate
+    arrived, may_go = threading.Event(), threading.Event()
+
+    class SlowGate:
+        """The thread loses the processor between the look at the gate and the client."""
+
+        __self__ = old
+
+        def __call__(self, *arguments: Any) -> None:
+            receipt = arguments[4].__self__
+            if not seen:
+                state = way._open.pop(receipt)
+            arrived.set()
+            may_go.wait()
+            if not seen:
+                way._open[receipt] = state
+            assert old_gate is not None
+            old_gate(*arguments)
+
+    way._gate = SlowGate()
+    receipts: list[Receipt] = []
+
+    def send() -> None:
+        receipts.append(producer.send(TOPIC, b"1", partition=0))
+        receipts.append(producer.send(TOPIC, b"2", partition=0))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert arrived.wait(10)
+    way._recovery.wait_no_longer()
+    way._on_fatal(KafkaError(KafkaError._TIMED_OUT, "wedged"))
+    wait_until(lambda: way.client is not old and way._gate is not None, 30, "a new client")
+    may_go.set()
+    sender.join(30)
+    for receipt in receipts:
+        receipt.result(10)
+    assert producer.flush(10) == 0
+    assert (len(way._held), len(producer)) == (0, 0)
+    producer.send(TOPIC, b"3", partition=0).result(10)
+    assert list(dict.fromkeys(log_of(cluster))) == [0, 1, 2, 3]
+
+
+def test_on_delivery_of_a_record_that_was_refused_at_first_gets_the_message_of_its_delivery(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    producer = make()
+    producer.send(TOPIC, b"0", partition=0).result(30)
+    cluster.push_request_errors(ApiKey.Produce, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    told: list[Any] = []
+    producer.produce(TOPIC, b"1", partition=0, headers={"a": b"b"}, on_delivery=lambda *report: told.append(report))
+    assert producer.flush(30) == 0
+    ((error, message),) = told
+    assert error is None
+    assert message.error() is None
+    assert (message.topic(), message.partition(), message.offset(), message.value()) == (TOPIC, 0, 1, b"1")
 
 
 def test_B_P25_a_producer_built_while_another_ends_gets_its_records_acknowledged(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from safekafka.client import let_go
 from safekafka.producer.receipt import Delivery, delivery_of
 from safekafka.record import Fields
 
@@ -67,9 +68,11 @@ class Alone:
 
     def abandon(self) -> None:
         """Give up what is on its way, and the client."""
-        if self._client is not None and self.receipt is not None:
-            self._client.purge()
+        clients = [] if self._client is None else [self._client]
+        if clients and self.receipt is not None:
+            clients[0].purge()
         self._client = self._answer = self.receipt = None
+        let_go(clients)
 
     def _report(self, error: KafkaError | None, message: Message) -> None:
         self._answer = Answer(None if error else delivery_of(message), error)

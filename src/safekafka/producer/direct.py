@@ -41,6 +41,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -60,24 +61,30 @@ from safekafka.producer.health import ProducerStats
 from safekafka.producer.held import Held, size_of
 from safekafka.producer.outcomes import OnUndelivered
 from safekafka.producer.receipt import Receipt, tell_raw
-from safekafka.producer.recovery import Recovery, no_such_partition, not_in_kafka
+from safekafka.producer.recovery import BUSY_POLL_SECONDS, Recovery, no_such_partition, not_in_kafka
 from safekafka.producer.way import Way
 from safekafka.record import Fields, as_record
 from safekafka.verdict import Verdict, judge, refusal_of
 
 _POLL_SECONDS = 0.1
-_BUSY_POLL_SECONDS = 0.01  # while records are fed by the delivery thread
 _STEP = 256  # a caller at high speed lets the delivery thread have its turn at each so many records
 _HIGH_SPEED = 20_000  # records a second
 _TURN_SECONDS = 0.001  # not more often
 _HOT_SECONDS = 0.01  # so long after a caller came by, the delivery thread waits for the next one; and he for it
 _LOOP_SECONDS = 0.001  # the longest that asend() makes its event loop wait for a turn
 _LOOK_SECONDS = 0.02
+_PORTION = 1_000
 STALL_SECONDS = 2.0  # without any report: what comes now is held back
 WEDGED_SECONDS = 90.0  # without any report although the cluster is well: the client is replaced
 _WEDGED_ASK_SECONDS = 5.0
+WELL_SECONDS = 30.0  # so long the cluster must have been well: after an outage a client needs its time
 _WAITER_SECONDS = 1.0  # a task called that has not come by then is passed over
 
+
+# What became of a record in `_open`
+_STRAIGHT = 1  # it went through the gate, or waits behind it, and nothing went wrong
+_AGAIN = 2  # it came back, and is not in Kafka
+_MAYBE = 3  # it came back, and may be in Kafka
 
 _new = object.__new__
 
@@ -127,7 +134,7 @@ class RawReceipt(DirectReceipt):
         self._callbacks = [on_delivery]
 
     def _report(self, error: KafkaError | None, message: Message) -> None:
-        self._message = message
+        self._message = message if error is None else None
         DirectReceipt._report(self, error, message)
 
     def _call_back(self) -> None:
@@ -160,16 +167,18 @@ class DirectDelivery(Way):
         self._stall_seconds = STALL_SECONDS + linger
         self._resend_after_fatal = resend_after_fatal
         self._handing_over = threading.RLock()
+        self._settling = threading.Lock()
         self._bell = threading.Lock()
         self._bell.acquire()
         # The client's produce() while records go straight to it; None while they go through `_held`. Closed by any
         # thread, opened by the delivery thread.
         self._gate: Callable[..., None] | None = client.produce
         # Under _handing_over:
-        self._sends = 0  # about: not counted under a lock
         self._held: Held[DirectReceipt] = Held()
         # Any thread, each step atomic:
-        self._open: dict[DirectReceipt, bool] = {}  # in the order of send
+        self._sends = 0  # about
+        self._open: dict[DirectReceipt, int] = {}  # in the order of send; _STRAIGHT, _AGAIN or _MAYBE
+        self._passed_by: deque[DirectReceipt] = deque()  # went to a client that was given up meanwhile, unseen
         # Taken out of _open by the delivery thread, about to get their outcome:
         self._ending: dict[DirectReceipt, bool] = {}
         self._resolved: deque[Receipt] = deque()  # their callbacks are due; the first may be running
@@ -197,7 +206,7 @@ class DirectDelivery(Way):
         self._busy_since = self._progress_at
         self._stalled = False
         self._asked_at = 0.0
-        self._well = threading.Event()  # set by the thread that asks whether the cluster is well
+        self._well_since: float | None = None  # written by the thread that asks whether the cluster is well
         self._polled = 0  # reports that poll() has told of
         self._thread.start()
 
@@ -214,16 +223,18 @@ class DirectDelivery(Way):
         if produce is not None:
             topic, value, key, headers, partition, timestamp = fields
             receipt._sent_at = monotonic()
-            self._open[receipt] = True
+            self._open[receipt] = _STRAIGHT
             try:
                 produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
-            except BaseException as error:
-                if _of_signal_handler(error):
-                    raise
-                if self._taken_back(receipt):
+            except (BufferError, KafkaException):
+                if self._gate is produce:
+                    del self._open[receipt]  # at once: in any call a signal handler may raise
+                elif self._taken_back(receipt):
                     return receipt
-                if not isinstance(error, (BufferError, KafkaException)):
-                    raise
+            except BaseException as error:
+                if not _of_signal_handler(error):
+                    self._open.pop(receipt, None)
+                raise
             else:
                 self._sends = sends = self._sends + 1
                 if not sends % _STEP or self._gate is not produce:
@@ -238,10 +249,9 @@ class DirectDelivery(Way):
     async def asend(self, fields: Fields) -> Receipt:
         """`send()` for an event loop. Tasks that wait for room are let in in the order they came."""
         receipt = DirectReceipt(self, fields)
-        while self.ending_by_signal and not self._ended:  # noqa: ASYNC110 - until the process ends, see _raise_refusal
-            await asyncio.sleep(_POLL_SECONDS)
         if not self._waiters and self._accept(receipt):
             return self._accepted(receipt, _LOOP_SECONDS)
+        await self._raise_refusal_async()
         loop = asyncio.get_running_loop()
         end = loop.time() + self._max_block
         waiter = _Waiter(loop)
@@ -254,6 +264,7 @@ class DirectDelivery(Way):
                 waiter.arm()
                 if self._waiters[0] is waiter and self._accept(receipt):
                     return self._accepted(receipt, _LOOP_SECONDS)
+                await self._raise_refusal_async()
             raise self._no_room()
         finally:
             alarm.cancel()
@@ -266,7 +277,7 @@ class DirectDelivery(Way):
         open_receipts = deque([*self._open, *self._ending])
 
         def through() -> bool:
-            while open_receipts and not (open_receipts[0] in self._open or open_receipts[0] in self._ending):
+            while open_receipts and not self._pending(open_receipts[0]):
                 open_receipts.popleft()
             return (not open_receipts and not self._resolved) or self._ended
 
@@ -280,7 +291,7 @@ class DirectDelivery(Way):
                 self._waiting -= 1
                 self._flushing -= 1
         self._polled = self._reports()
-        return sum(not receipt.done() for receipt in open_receipts)
+        return sum(self._pending(receipt) for receipt in open_receipts)
 
     def poll(self, timeout: float | None) -> int:
         """Wait for reports. Returns how many came since the last time; 0 at once where waiting would never end."""
@@ -362,27 +373,40 @@ class DirectDelivery(Way):
     def _interrupted_send(self) -> bool:
         return self._handing_over._is_owned()  # type: ignore[attr-defined, no-any-return]
 
+    def _pending(self, receipt: DirectReceipt) -> bool:
+        """Without an outcome, or its failure is just being told."""
+        return receipt in self._open or receipt in self._ending
+
     def _reports(self) -> int:
         return self._delivered + self.failures.failed + self.failures.unknown
 
     def _send_when_possible(self, receipt: DirectReceipt) -> None:
-        if not self._accept(receipt):
+        accepted = self._accept(receipt)
+
+        def accept() -> bool:
+            nonlocal accepted
+            accepted = self._accept(receipt)
+            return accepted or self._refusal is not None
+
+        if not accepted and self._refusal is None:
             if self.on_own_thread():
                 raise BufferFullError("the buffer is full, and this callback runs on the thread that makes room in it")
             with self._progressing:
                 self._waiting += 1
                 try:
                     self.ring()
-                    if not self._wait(lambda: self._accept(receipt), self._max_block):
-                        raise self._no_room()
+                    self._wait(accept, self._max_block)
                 finally:
                     self._waiting -= 1
+        if not accepted:
+            self._raise_refusal()  # not under the lock: it may wait
+            raise self._no_room()
         self._accepted(receipt)
 
     def _accepted(self, receipt: DirectReceipt, patience: float = _HOT_SECONDS) -> DirectReceipt:
         self._sends += 1
         if self._ended:  # the thread ended while we sent, so its sweep may have missed this record
-            self._settle()
+            self._settle_all()
         elif not self._sends % _STEP:
             self._take_turns(patience)
         return receipt
@@ -390,22 +414,31 @@ class DirectDelivery(Way):
     def _after_sending(self, receipt: DirectReceipt, produce: Callable[..., None]) -> None:
         """Every 256th record; and when the gate closed behind this one."""
         if self._ended:  # the thread ended while we sent, so its sweep may have missed this record
-            self._settle()
+            self._settle_all()
         elif self._gate is produce:
             self._take_turns(_HOT_SECONDS)
         else:
             with self._handing_over:
                 gone = getattr(produce, "__self__", None) is not self.client
-                if gone and receipt in self._open and receipt not in self._held:
-                    self._held.put_back([(receipt, True)])  # it went to a client that was given up meanwhile
+                if gone and self._open.get(receipt) == _STRAIGHT:
+                    self._passed_by.append(receipt)
+                    self._gate = None
+            self.ring()
 
     def _taken_back(self, receipt: DirectReceipt) -> bool:
         """The client refused the record. Whether it was found in `_open` meanwhile, and so waits on our side now."""
         with self._handing_over:
-            if receipt in self._held or receipt not in self._open:
+            if self._open.get(receipt) != _STRAIGHT:
                 return True
             del self._open[receipt]
             return False
+
+    async def _raise_refusal_async(self) -> None:
+        """`_raise_refusal` for an event loop."""
+        while self.ending_by_signal and not self._ended:  # noqa: ASYNC110 - until the process ends
+            await asyncio.sleep(_POLL_SECONDS)
+        if self._refusal is not None:
+            raise self._refusal
 
     def _no_room(self) -> BufferFullError:
         return BufferFullError(
@@ -415,27 +448,26 @@ class DirectDelivery(Way):
         )
 
     def _accept(self, receipt: DirectReceipt) -> bool:
-        """Hand the record over or hold it back; False if there is no room. Raises what `send()` raises."""
-        if self._refusal is not None:
-            self._raise_refusal()
+        """Hand the record over or hold it back; False if there is no room, or none at all any more (`_refusal`)."""
         topic, value, key, headers, partition, timestamp = receipt.fields()
         with self._handing_over:
             if self._refusal is not None:
-                raise self._refusal
+                return False
             receipt._sent_at = monotonic()
             if self._gate is None:
                 return self._hold(receipt)
-            self._open[receipt] = True
+            self._open[receipt] = _STRAIGHT
             try:
                 self._gate(topic, value, key, partition, receipt._report, None, timestamp, headers)
-            except BaseException as error:
-                if _of_signal_handler(error):
-                    raise
+            except BufferError:
                 del self._open[receipt]
-                if isinstance(error, BufferError):
-                    return False
-                if isinstance(error, KafkaException):
-                    return self._refused(receipt, error.args[0])
+                return False
+            except KafkaException as error:
+                del self._open[receipt]
+                return self._refused(receipt, error.args[0])
+            except BaseException as error:
+                if not _of_signal_handler(error):
+                    del self._open[receipt]
                 raise
             return True
 
@@ -449,8 +481,7 @@ class DirectDelivery(Way):
         if cause.code() == KafkaError._UNKNOWN_PARTITION and fields[4] >= 0:
             raise InvalidRecordError(fields[0], [no_such_partition(fields)]) from KafkaException(cause)
         if verdict is Verdict.TOPIC_BOUND:
-            self._gate = None
-            self._recovery.block(receipt, cause)
+            self._gate = None  # the delivery thread will come to the same refusal, and block the topic
             return self._hold(receipt)
         if verdict is Verdict.RECORD_BOUND:
             raise InvalidRecordError(fields[0], [refusal_of(cause)]) from KafkaException(cause)
@@ -463,7 +494,7 @@ class DirectDelivery(Way):
             self._held.bytes and self._held.bytes + size_of(receipt) > self._max_bytes
         ):
             return False
-        self._open[receipt] = True
+        self._open[receipt] = _STRAIGHT
         try:
             self._held.add(receipt)
         except BaseException:  # a signal handler's
@@ -532,7 +563,7 @@ class DirectDelivery(Way):
 
     def _turn(self, seconds: float) -> None:
         if self._gate is None:
-            seconds = min(seconds, _BUSY_POLL_SECONDS)
+            seconds = min(seconds, BUSY_POLL_SECONDS)
         self._take_reports(seconds)
         self._tell()
         while self._turns:
@@ -541,6 +572,10 @@ class DirectDelivery(Way):
             self._recovery.replace_client()
         elif self._returned:
             self._recovery.settle_returned()
+        if self._passed_by:
+            with self._handing_over:
+                late = [self._passed_by.popleft() for _ in range(len(self._passed_by))]
+                self._put_back((receipt, True) for receipt in late if self._open.get(receipt) == _STRAIGHT)
         if self._gate is None:
             if self._fatal is None:
                 self._recovery.hear_alone()
@@ -567,27 +602,37 @@ class DirectDelivery(Way):
             emit(Event.CLIENT_ERROR, error=error.args[0].name(), detail=error.args[0].str(), fatal=False)
 
     def _tell(self) -> None:
-        """Run the callbacks of receipts that were resolved on any thread."""
-        while self._resolved:
-            self._resolved[0]._call_back()
-            self._resolved.popleft()
+        """Run the callbacks that are due."""
+        with contextlib.suppress(IndexError):  # after the thread's end, callers may come here at the same time
+            while self._resolved:
+                self._resolved[0]._call_back()
+                self._resolved.popleft()
 
     def _end(self, failures: Iterable[tuple[DirectReceipt, DeliveryError]]) -> None:
         """Give the receipts, each in `_ending`, their outcomes."""
         for receipt, failure in failures:
             self.failures.fail(receipt, failure)
-            del self._ending[receipt]
+            self._ending.pop(receipt, None)
 
     def _take_out(self, receipts: Iterable[DirectReceipt]) -> list[DirectReceipt]:
         """Move from `_open` to `_ending`: from here on a report on them is late."""
         taken = []
         for receipt in receipts:
             self._ending[receipt] = True
-            if self._open.pop(receipt, False):
+            if self._open.pop(receipt, None):
                 taken.append(receipt)
             else:
                 del self._ending[receipt]
         return taken
+
+    def _put_back(self, receipts: Iterable[tuple[DirectReceipt, bool]]) -> None:
+        """To our side again, each with whether this attempt may be in Kafka. Under `_handing_over`."""
+        back = []
+        for receipt, tried in receipts:
+            maybe = tried or self._open[receipt] == _MAYBE
+            self._open[receipt] = _MAYBE if maybe else _AGAIN
+            back.append((receipt, maybe))
+        self._held.put_back(back)
 
     def _end_now(self, receipt: DirectReceipt, failure: DeliveryError) -> None:
         self._end((one, failure) for one in self._take_out([receipt]))
@@ -608,6 +653,7 @@ class DirectDelivery(Way):
             self._heard_before = heard
             self._progress_at = now
             self._stalled = False
+            self._well_since = None
             self._watch.alive()
         if self._late != self._late_told:
             self._late_told, records = self._late, self._late - self._late_told
@@ -627,12 +673,13 @@ class DirectDelivery(Way):
             self._look_whether_wedged(now)
 
     def _expire(self, too_old: float) -> None:
-        expired = []
-        for receipt in list(self._open):
-            if receipt._sent_at > too_old:
+        taken: list[DirectReceipt] = []
+        while True:
+            first = list(islice(self._open, _PORTION))  # in one step: others send meanwhile
+            expired = [receipt for receipt in first if receipt._sent_at <= too_old]
+            taken += self._take_out(expired)
+            if len(expired) < _PORTION:
                 break
-            expired.append(receipt)
-        taken = self._take_out(expired)
         limit = f"delivery_timeout={self._delivery_timeout} s"
         self._end(
             (receipt, self._given_up(receipt, f"within {limit} it was not sent", f"no report within {limit}"))
@@ -656,39 +703,64 @@ class DirectDelivery(Way):
 
     def _look_whether_wedged(self, now: float) -> None:
         """No report for long although records are with the client: either the cluster is ill, or the client."""
-        stuck = self._recovery.with_client()
-        if not stuck or self._fatal is not None:
+        if self._fatal is not None or now - self._asked_at < _WEDGED_ASK_SECONDS:
             return
-        if self._well.is_set():
-            self._well.clear()
+        self._asked_at = now
+        stuck = self._recovery.with_client()
+        if not stuck:
+            return
+        if self._well_since is not None and now - self._well_since > WELL_SECONDS:
+            self._well_since = None
             self._recovery.wait_no_longer()
             self._on_fatal(KafkaError(KafkaError._TIMED_OUT, "no report for long, although the cluster is well"))
-        elif now - self._asked_at > _WEDGED_ASK_SECONDS:
-            self._asked_at = now
-            topic = stuck[0].fields()[0]
+            return
+        topic = stuck[0].fields()[0]
+        with contextlib.suppress(RuntimeError):  # no thread to be had, as at the interpreter's exit
             threading.Thread(target=self._ask, args=(topic,), name="safekafka-ask", daemon=True).start()
 
     def _ask(self, topic: str) -> None:
         """On a thread of its own, with a client of its own: can the topic be written to?"""
+        well = False
         with contextlib.suppress(KafkaException, SafeKafkaError):
             client, _ = self._make_client(False)
             metadata = client.list_topics(topic, _WEDGED_ASK_SECONDS).topics[topic]
-            if metadata.error is None and all(
+            well = metadata.error is None and all(
                 partition.error is None
                 and partition.leader >= 0
                 and len(partition.isrs) >= min(2, len(partition.replicas))
                 for partition in metadata.partitions.values()
-            ):
-                self._well.set()
+            )
+        if not well:
+            self._well_since = None
+        elif self._well_since is None:
+            self._well_since = monotonic()
 
     # -- the end
 
     def _settle(self) -> None:
         """Nobody will report any more: give every open record its outcome. On the delivery thread, or after it."""
         self._gate = None
-        self._recovery.abandon()
-        self._tell()
-        left = self._take_out(list(self._open))
+        for waiter in list(self._waiters):
+            waiter.call()
+        if not self._settling.acquire(blocking=False):
+            return  # another one does it, for all
+        try:
+            self._recovery.abandon()
+            self._tell()
+            self._take_out(list(self._open))
+            self._end_left()
+        finally:
+            self._settling.release()
+        if self._open:  # it came while we were at it
+            self._settle()
+
+    def _end_left(self) -> None:
+        left = []
+        for receipt in list(self._ending):
+            if receipt.done():
+                self._ending.pop(receipt, None)
+            else:
+                left.append(receipt)
         why = "the producer ended before"
         self._end(
             (receipt, self._given_up(receipt, f"{why} it was sent", f"{why} its report came")) for receipt in left

@@ -23,7 +23,7 @@ MAX_HELD = 1_000
 class Unobserved:
     def __init__(self, on_undelivered: OnUndelivered | None) -> None:
         self._on_undelivered = on_undelivered
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant, for a signal handler on top of any of these
         self._held: dict[Receipt, DeliveryError] = {}
         self._more = 0  # beyond MAX_HELD: counted, not held
         self.failed = 0  # of all, for stats
@@ -32,25 +32,20 @@ class Unobserved:
         self._generation = 1
 
     def fail(self, receipt: Receipt, failure: DeliveryError) -> None:
-        """End the receipt with `failure`, told to `on_undelivered` first; counted before anybody can see the
-        outcome."""
+        """End the receipt with `failure`, told to `on_undelivered` first; counted before anybody can see the outcome,
+        unless the receipt has callbacks, which may observe it."""
         handled = self._handled(failure)
+        called_back = bool(receipt._callbacks)
         with self._lock:
             if isinstance(failure, DeliveryFailed):
                 self.failed += 1
             else:
                 self.unknown += 1
-            room = False
-            if not handled:
-                failure._unobserved = self._generation
-                room = len(self._held) < MAX_HELD
-                if room:
-                    self._held[receipt] = failure
-                else:
-                    self._more += 1
-        if room:
-            emit(Event.RECORD_UNDELIVERED, outcome=type(failure).__name__, error=str(failure))
+        if not handled and not called_back:
+            self._count(receipt, failure)
         receipt._resolve(failure)
+        if not handled and called_back:
+            self._count(receipt, failure)
 
     def observed(self, receipt: Receipt) -> None:
         failure = receipt._outcome
@@ -58,7 +53,7 @@ class Unobserved:
         with self._lock:
             if failure._unobserved == self._generation and self._held.pop(receipt, None) is None:
                 self._more -= 1
-            failure._unobserved = 0
+            failure._unobserved = -1
 
     @property
     def count(self) -> int:
@@ -75,6 +70,19 @@ class Unobserved:
             self._generation += 1
         if count:
             raise UndeliveredError(failures, count)
+
+    def _count(self, receipt: Receipt, failure: DeliveryError) -> None:
+        with self._lock:
+            if failure._unobserved == -1:
+                return
+            failure._unobserved = self._generation
+            room = len(self._held) < MAX_HELD
+            if room:
+                self._held[receipt] = failure
+            else:
+                self._more += 1
+        if room:
+            emit(Event.RECORD_UNDELIVERED, outcome=type(failure).__name__, error=str(failure))
 
     def _handled(self, failure: DeliveryError) -> bool:
         if self._on_undelivered is None:

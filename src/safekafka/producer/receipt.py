@@ -1,6 +1,6 @@
 """The receipt of one accepted record: pending, then exactly one of delivered, failed, unknown.
 
-Threads: resolved once, by whoever takes the record's report from the client; read, awaited and given callbacks from
+Threads: resolved once, by the thread that takes the reports from the client; read, awaited and given callbacks from
 any thread. There is no lock per receipt. The outcome is written first and the callbacks are looked at afterwards; who
 adds a callback looks at the outcome afterwards; so at least one of the two sees the other, and `list.pop` hands each
 callback to one. Callbacks run on the owner's thread, or on the adder's if there is an outcome already.
@@ -51,13 +51,14 @@ class ReceiptOwner(Protocol):
         """Let the task go on that awaits this future: its receipt has an outcome."""
 
 
-_adding = threading.Lock()  # taken by who adds a callback, never by who resolves
+# Taken by who adds a callback, never by who resolves. Reentrant, for a signal handler that adds one on top of it.
+_adding = threading.RLock()
 
 
 def _renew_lock() -> None:
     """In a forked child: a thread of the parent may have held it."""
     global _adding
-    _adding = threading.Lock()
+    _adding = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_lock)
@@ -197,9 +198,10 @@ class Receipt:
 
     def _add(self, callback: Callable[[Receipt], Any], first: bool = False) -> None:
         with _adding:
-            if self._callbacks is None:
-                self._callbacks = []
-            self._callbacks.insert(0 if first else len(self._callbacks), callback)
+            callbacks = self._callbacks
+            if callbacks is None:
+                callbacks = self._callbacks = []
+            callbacks.insert(0 if first else len(callbacks), callback)
         self._owner.watched(self)
         if self._outcome is not None:
             self._call_back()

@@ -15,7 +15,6 @@ Threads and locks: see `direct.py`, of whose state this is the other half; all o
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from safekafka.client import ClusterWatch
+from safekafka.client import ClusterWatch, let_go
 from safekafka.errors import DeliveryError, DeliveryFailed, ProducerFatalError
 from safekafka.observe import Event, emit
 from safekafka.producer.alone import Alone, Answer
@@ -35,7 +34,7 @@ from safekafka.verdict import Verdict, judge, refusal_of
 if TYPE_CHECKING:
     from safekafka.producer.direct import DirectDelivery, DirectReceipt
 
-_BUSY_POLL_SECONDS = 0.01  # while records are fed by the delivery thread
+BUSY_POLL_SECONDS = 0.01  # while records are fed by the delivery thread
 _FEED_RECORDS = 1_000
 FATAL_WAIT_SECONDS = 30.0  # requests in flight at a fatal error may still succeed; their reports are waited for
 MAX_REBUILDS, REBUILD_WINDOW_SECONDS = 5, 60.0
@@ -88,7 +87,7 @@ class Recovery:
                 self._delivery._gate = None
                 for receipt, error in back:
                     self.block(receipt, error)
-                self._delivery._held.put_back((receipt, True) for receipt, _ in back)
+                self._delivery._put_back((receipt, True) for receipt, _ in back)
 
     def _failure(self, receipt: DirectReceipt, error: KafkaError) -> DeliveryError | None:
         """How the record ends by this error of a client that goes on. None: it waits for its topic."""
@@ -127,7 +126,7 @@ class Recovery:
             self._delivery.client = client
             self._delivery._fatal = self._fatal_until = None
         self._delivery._take_out(receipt for receipt, _ in given_up)
-        _let_go(old)
+        let_go(old)
         self._delivery._progress_at = time.monotonic()
         self.sent_again += sent_again
         if not own:
@@ -163,7 +162,7 @@ class Recovery:
                 back.append((receipt, True))
             else:
                 given_up.append((receipt, error))
-        self._delivery._held.put_back(back)
+        self._delivery._put_back(back)
         if suspects:
             self._care.batch_refused(len(suspects), suspects[-1]._sent_at)
         return given_up, sent_again
@@ -191,7 +190,7 @@ class Recovery:
         self._delivery.client.purge()
         give_up = time.monotonic() + PURGE_SECONDS
         while len(self._delivery.client) and time.monotonic() < give_up:
-            self._delivery._serve(_BUSY_POLL_SECONDS, at_once=False)
+            self._delivery._serve(BUSY_POLL_SECONDS, at_once=False)
 
     def feed(self) -> None:
         """Hand held records to the client, in order; back to the straight way when none is left."""
@@ -200,17 +199,15 @@ class Recovery:
                 receipt = self._next()
                 if receipt is None:
                     return
-                self._delivery._held.remove(receipt)
                 try:
                     self._give(receipt)
+                    self._delivery._held.remove(receipt)
                     continue
                 except BufferError:
-                    self._delivery._held.put_back([(receipt, False)])
                     if len(self._delivery.client):  # else it alone is too much for the client's buffer
                         return
                     error = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "larger than the client's whole buffer")
                 except KafkaException as refused:
-                    self._delivery._held.put_back([(receipt, False)])
                     error = refused.args[0]
                 if judge(error) is Verdict.FATAL:
                     self._delivery._on_fatal(error)
@@ -219,6 +216,7 @@ class Recovery:
                 if failure is None:
                     self.block(receipt, error)
                     continue
+                self._delivery._held.remove(receipt)
             self._delivery._end_now(receipt, failure)
 
     def _next(self) -> DirectReceipt | None:
@@ -233,8 +231,9 @@ class Recovery:
                 return None
             care.next_portion(receipt)
         if receipt is None:
-            if not held and not held.blocked and not self._delivery._stalled and care.limit is None:
-                delivery = self._delivery
+            delivery = self._delivery
+            idle = not held and not held.blocked and not delivery._passed_by
+            if idle and not delivery._stalled and care.limit is None:
                 delivery._gate = delivery.client.produce
                 if delivery._fatal is not None or delivery._refusal is not None:  # who sets these closes it afterwards
                     delivery._gate = None
@@ -288,15 +287,16 @@ class Recovery:
         if alone.receipt not in self._delivery._open:  # its time was over meanwhile
             alone.abandon()
             return None
-        return alone.answer(_BUSY_POLL_SECONDS / 2)
+        return alone.answer(BUSY_POLL_SECONDS / 2)
 
     def _settle_answer(self, receipt: DirectReceipt, answer: Answer) -> None:
         if answer.delivery is not None:
             receipt._outcome = answer.delivery
             receipt._fields = None
+            if receipt._callbacks is not None:
+                self._delivery._resolved.append(receipt)
             del self._delivery._open[receipt]
             self._delivery._delivered += 1
-            receipt._call_back()
             return
         error = cast(KafkaError, answer.error)
         fatal = judge(error) is Verdict.FATAL
@@ -309,7 +309,7 @@ class Recovery:
         with self._delivery._handing_over:
             if not fatal or receipt.fields()[0] in self._delivery._held.blocked:
                 self._delivery._held.block(receipt.fields()[0], error, time.monotonic())
-            self._delivery._held.put_back([(receipt, True)])
+            self._delivery._put_back([(receipt, True)])
 
     def _lacks_partition(self, fields: Fields) -> bool:
         """Whether the topic is there, but not the partition that the program chose. The client says "unknown partition"
@@ -322,15 +322,16 @@ class Recovery:
 
     def _send_probe(self) -> None:
         now = time.monotonic()
+        due = [topic for topic, blocked in self._delivery._held.blocked.items() if now >= blocked.not_before]
+        with_client = {receipt.fields()[0] for receipt in self.with_client()} if due else set()
+        looked = time.monotonic() - now  # it takes its time with many records: not more than a tenth of all
         with self._delivery._handing_over:
-            for topic, blocked in list(self._delivery._held.blocked.items()):
-                if now < blocked.not_before:
-                    continue
+            for topic in due:
                 receipt = self._delivery._held.first(topic)
                 if receipt is None:  # all of its records have ended
                     self._delivery._held.unblock(topic)
-                elif any(other.fields()[0] == topic for other in self.with_client()):
-                    blocked.not_before = now + PAUSE_SECONDS[0]  # those are older, or will come back themselves
+                elif topic in with_client:  # those are older, or will come back themselves
+                    self._delivery._held.blocked[topic].not_before = now + max(PAUSE_SECONDS[0], 10 * looked)
                 else:
                     self._delivery._held.remove(receipt)
                     self._probe.send(receipt, self._timed(receipt))
@@ -360,8 +361,3 @@ def no_such_partition(fields: Fields) -> str:
         f"topic {fields[0]!r} has no partition {fields[4]}: leave partition out to let the partitioner choose, or "
         "add partitions to the topic"
     )
-
-
-def _let_go(clients: list[Producer]) -> None:
-    """Drop the last references: librdkafka waits for its threads then, and a client that is ill may take its time."""
-    threading.Thread(target=clients.clear, name="safekafka-let-go", daemon=True).start()

@@ -66,12 +66,12 @@ class Way:
         self.begin_close(timeout)
         if self._interrupted_send():
             return  # the exit of the interrupted call, or of the interpreter, waits for the thread
-        self._thread.join(max(0.0, timeout) + PURGE_SECONDS + _CLOSE_MARGIN_SECONDS)
+        self._thread.join(min(max(0.0, timeout) + PURGE_SECONDS + _CLOSE_MARGIN_SECONDS, threading.TIMEOUT_MAX))
         if self._thread.is_alive():
             emit(Event.CLOSE_TIMED_OUT, thread=self._thread.name, timeout=timeout)
             raise SafeKafkaError(
-                f"the producer did not end within {timeout} s and a margin: a callback of the program still runs on "
-                "its thread. Remedy: let callbacks return; hold no lock in close() that a callback needs."
+                f"the producer's thread did not end within {timeout} s and a margin. Most likely a callback of the "
+                "program still runs on it. Remedy: let callbacks return; hold no lock in close() that a callback needs."
             )
 
     def begin_close(self, timeout: float) -> None:
@@ -117,6 +117,7 @@ class Way:
             "Remedy: look at receipts in the process that sent; with a spool, make a SafeProducer in the child, after "
             "the fork, with a spool folder of its own."
         )
+        self.failures = Unobserved(None)  # with a lock that no thread of the parent holds
 
     def check_owned(self) -> None:
         if self._disowned is not None:
@@ -228,14 +229,17 @@ class Way:
             self._refusal = self._death
         finally:
             self._ended = True
-            try:
-                self._settle()
-            except Exception as error:  # noqa: BLE001 - told, and the end goes on: others wait for it
-                emit(Event.THREAD_DIED, thread=self._thread.name, error=repr(error))
+            self._settle_all()
             self.client = cast(Producer, _EndedClient())  # librdkafka's threads end with the last reference
             self._wake_awaiting()
             self._notify()
             sigterm.ended(self)
+
+    def _settle_all(self) -> None:
+        try:
+            self._settle()
+        except Exception as error:  # noqa: BLE001 - told, and the end goes on: others wait for it
+            emit(Event.THREAD_DIED, thread=self._thread.name, error=repr(error))
 
 
 class _EndedClient:
