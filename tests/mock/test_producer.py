@@ -506,10 +506,10 @@ def test_flush_does_not_raise_what_an_on_delivery_is_just_being_told(
 def test_a_signal_handler_may_look_at_receipts_on_top_of_anything_that_does(
     cluster: MockCluster, make: Callable[..., SafeProducer]
 ) -> None:
-    producer = make(delivery_timeout=0.5)
-    delivered = producer.send(TOPIC, b"")
+    delivered = make().send(TOPIC, b"")
     delivered.result(30)
     cluster.set_broker_down()
+    producer = make(delivery_timeout=0.5)
     undelivered = producer.send(TOPIC, b"")
     wait_until(undelivered.done, 30, "an outcome")
     called: list[Receipt] = []
