@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import hypothesis
 import pytest
 
 hypothesis.settings.register_profile("safekafka", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("safekafka")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run in the background of a script; the tests send Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
