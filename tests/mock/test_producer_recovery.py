@@ -272,8 +272,10 @@ def test_P4_what_is_held_back_is_bounded_too(cluster: MockCluster, make: Callabl
 def test_a_partition_that_does_not_exist_fails_its_record_alone(
     cluster: MockCluster, make: Callable[..., SafeProducer]
 ) -> None:
+    cluster.set_rtt(None, 0.5)  # so that the client can't know the topic's partitions yet
     producer = make()
     wrong = producer.send(TOPIC, b"1", partition=99)
+    cluster.set_rtt(None, 0.0)
     with pytest.raises(DeliveryFailed, match="no partition 99"):
         wrong.result(30)
     assert producer.send(TOPIC, b"2", partition=0).result(30)
