@@ -32,12 +32,13 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 # First the suites that kill brokers and processes, one test at a time; then the others, two at a time, since most of
-# their time is waiting. Status 5: nothing was selected by TEST_ARGS.
+# their time is waiting. Status 5: nothing was selected there by TEST_ARGS.
 test: lint
 	@export SAFEKAFKA_SCALE=$(SCALE); \
 	$(PYTEST) $(TEST_ARGS) tests/cluster tests/crash; first=$$?; \
 	$(PYTEST) -n 2 $(TEST_ARGS) tests/mock tests/unit; second=$$?; \
-	for status in $$first $$second; do test $$status = 0 || test $$status = 5 || exit $$status; done
+	for status in $$first $$second; do test $$status = 0 || test $$status = 5 || exit $$status; done; \
+	test $$first$$second != 55 || { echo "no test was selected by TEST_ARGS='$(TEST_ARGS)'"; exit 5; }
 
 soak: $(VENV)/.ready
 	@test -n "$(SUITE)" || { echo "name the suite: make soak SUITE=crash SCALE=10 (one of: $$(ls -d tests/*/ | xargs -n1 basename | grep -v -e programs -e __ | tr '\n' ' '))"; exit 1; }

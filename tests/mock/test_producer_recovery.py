@@ -308,6 +308,7 @@ def test_a_healthy_client_is_kept_through_a_long_outage_and_does_not_send_again_
     producer = make()
     client = producer.raw_client
     producer.send(TOPIC, b"0", partition=0).result(30)
+    _way(producer)._well_since = time.monotonic() - direct.WELL_SECONDS  # an answer that came late, after another one
     cluster.set_broker_down()
     receipts = [producer.send(TOPIC, str(n), partition=0) for n in range(1, 20)]
     time.sleep(3)  # an outage lasts: well beyond WEDGED_SECONDS

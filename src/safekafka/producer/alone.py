@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from safekafka.client import let_go
-from safekafka.producer.receipt import Delivery, delivery_of
 from safekafka.record import Fields
 
 if TYPE_CHECKING:
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """What became of the record: one of the two is set."""
+    """What became of the record: the client's message of its delivery, or the error."""
 
-    delivery: Delivery | None
+    message: Message | None
     error: KafkaError | None
 
 
@@ -75,4 +74,4 @@ class Alone:
         let_go(clients)
 
     def _report(self, error: KafkaError | None, message: Message) -> None:
-        self._answer = Answer(None if error else delivery_of(message), error)
+        self._answer = Answer(None if error else message, error)

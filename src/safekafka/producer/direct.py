@@ -15,8 +15,9 @@ Locks, in this order
   wake them.
 - `_handing_over`: a record goes into `_held` or out of it, or the gate opens. Reentrant, for a signal handler that
   sends on top of a send. The common way of a record takes no lock at all.
-The user's code runs under none of them. `_bell` is a lock used as a bell, since a signal handler may ring it at any
-point: held while silent, released to ring.
+The user's code runs under neither. `_settling` is for the end alone: whoever comes there gives all that is left its
+outcome, callbacks included, so it is waited for within bounds. `_bell` is a lock used as a bell, since a signal handler
+may ring it at any point: held while silent, released to ring.
 
 A record is in `_open` from before it is handed over until it is reported, so none can be with the client unseen.
 
@@ -25,8 +26,8 @@ through `_held` and the delivery thread, while (1) the client is being replaced,
 cluster has stopped answering: what was never handed over is definitely not in Kafka when its time is up, and is never
 sent behind the program's back. A caller may have gone through the gate just before it closed. He is seen by the record
 that he put into `_open` before: it counts as with the client. A client that is fatally ill refuses it, and the caller
-finds it taken back; if it was a client given up for another reason, the caller sees another gate afterwards and takes
-the record back himself.
+finds it taken back; if it was a client given up for another reason, the caller sees another gate afterwards, and tells
+the delivery thread of a record that it has not seen (`_passed_by`).
 
 `delivery_timeout` is on the receipt, not inside the client: a finite timeout in the client duplicates and misreports
 records in an outage. What the client has goes on there, in the same idempotent session; the receipt is `unknown`.
@@ -78,6 +79,7 @@ STALL_SECONDS = 2.0  # without any report: what comes now is held back
 WEDGED_SECONDS = 90.0  # without any report although the cluster is well: the client is replaced
 _WEDGED_ASK_SECONDS = 5.0
 WELL_SECONDS = 30.0  # so long the cluster must have been well: after an outage a client needs its time
+_SETTLE_SECONDS = 1.0
 _WAITER_SECONDS = 1.0  # a task called that has not come by then is passed over
 
 
@@ -271,6 +273,16 @@ class DirectDelivery(Way):
             self._waiters.remove(waiter)
             self._call_first_waiter()  # whoever leaves the line passes the word on
 
+    def _wait_at_bell(self, until: Callable[[], bool], timeout: float | None) -> None:
+        """Wait for what the delivery thread does, and let it do that at once."""
+        with self._progressing:
+            self._waiting += 1
+            try:
+                self.ring()
+                self._wait(until, timeout)
+            finally:
+                self._waiting -= 1
+
     def flush(self, timeout: float | None) -> int:
         """Wait for the outcomes of all earlier sends and for their callbacks. Returns how many are still open."""
         self.check_may_wait("flush()")
@@ -282,13 +294,10 @@ class DirectDelivery(Way):
             return (not open_receipts and not self._resolved) or self._ended
 
         with self._progressing:
-            self._waiting += 1
             self._flushing += 1
             try:
-                self.ring()
-                self._wait(through, timeout)
+                self._wait_at_bell(through, timeout)
             finally:
-                self._waiting -= 1
                 self._flushing -= 1
         self._polled = self._reports()
         return sum(self._pending(receipt) for receipt in open_receipts)
@@ -298,21 +307,8 @@ class DirectDelivery(Way):
         if self.on_own_thread() or self._interrupted_send():
             return 0
         self.check_owned()
-        if timeout == 0:  # as code for the raw client calls it, after every record
-            reports = self._reports()
-            new, self._polled = reports - self._polled, reports
-            return new
-
-        def some() -> bool:
-            return (self._reports() != self._polled and not self._resolved) or self._ended
-
-        with self._progressing:
-            self._waiting += 1
-            try:
-                self.ring()
-                self._wait(some, timeout)
-            finally:
-                self._waiting -= 1
+        if timeout != 0:  # 0: as code for the raw client calls it, after every record
+            self._wait_at_bell(lambda: (self._reports() != self._polled and not self._resolved) or self._ended, timeout)
         reports = self._reports()
         new, self._polled = reports - self._polled, reports
         return new
@@ -391,13 +387,7 @@ class DirectDelivery(Way):
         if not accepted and self._refusal is None:
             if self.on_own_thread():
                 raise BufferFullError("the buffer is full, and this callback runs on the thread that makes room in it")
-            with self._progressing:
-                self._waiting += 1
-                try:
-                    self.ring()
-                    self._wait(accept, self._max_block)
-                finally:
-                    self._waiting -= 1
+            self._wait_at_bell(accept, self._max_block)
         if not accepted:
             self._raise_refusal()  # not under the lock: it may wait
             raise self._no_room()
@@ -653,7 +643,6 @@ class DirectDelivery(Way):
             self._heard_before = heard
             self._progress_at = now
             self._stalled = False
-            self._well_since = None
             self._watch.alive()
         if self._late != self._late_told:
             self._late_told, records = self._late, self._late - self._late_told
@@ -670,7 +659,7 @@ class DirectDelivery(Way):
         if oldest is not None and now - oldest._sent_at > self._delivery_timeout:
             self._expire(now - self._delivery_timeout)
         if now - quiet_since > WEDGED_SECONDS:
-            self._look_whether_wedged(now)
+            self._look_whether_wedged(now, quiet_since)
 
     def _expire(self, too_old: float) -> None:
         taken: list[DirectReceipt] = []
@@ -701,7 +690,7 @@ class DirectDelivery(Way):
             return self._maybe_in_kafka(fields, if_with_client + because, error)
         return not_in_kafka(fields, f"{if_held}{because}.{self._watch.diagnosis()}", error)
 
-    def _look_whether_wedged(self, now: float) -> None:
+    def _look_whether_wedged(self, now: float, quiet_since: float) -> None:
         """No report for long although records are with the client: either the cluster is ill, or the client."""
         if self._fatal is not None or now - self._asked_at < _WEDGED_ASK_SECONDS:
             return
@@ -709,6 +698,8 @@ class DirectDelivery(Way):
         stuck = self._recovery.with_client()
         if not stuck:
             return
+        if self._well_since is not None and self._well_since < quiet_since:
+            self._well_since = None  # found in an earlier silence
         if self._well_since is not None and now - self._well_since > WELL_SECONDS:
             self._well_since = None
             self._recovery.wait_no_longer()
@@ -742,8 +733,8 @@ class DirectDelivery(Way):
         self._gate = None
         for waiter in list(self._waiters):
             waiter.call()
-        if not self._settling.acquire(blocking=False):
-            return  # another one does it, for all
+        if not self._settling.acquire(timeout=_SETTLE_SECONDS):
+            return  # another one does it for all, and a callback keeps him
         try:
             self._recovery.abandon()
             self._tell()

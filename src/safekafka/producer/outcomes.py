@@ -32,8 +32,8 @@ class Unobserved:
         self._generation = 1
 
     def fail(self, receipt: Receipt, failure: DeliveryError) -> None:
-        """End the receipt with `failure`, told to `on_undelivered` first; counted before anybody can see the outcome,
-        unless the receipt has callbacks, which may observe it."""
+        """End the receipt with `failure`, told to `on_undelivered` first; registered before anybody can see the
+        outcome, unless the receipt has callbacks, which may observe it."""
         handled = self._handled(failure)
         called_back = bool(receipt._callbacks)
         with self._lock:
@@ -42,10 +42,10 @@ class Unobserved:
             else:
                 self.unknown += 1
         if not handled and not called_back:
-            self._count(receipt, failure)
+            self._register(receipt, failure)
         receipt._resolve(failure)
         if not handled and called_back:
-            self._count(receipt, failure)
+            self._register(receipt, failure)
 
     def observed(self, receipt: Receipt) -> None:
         failure = receipt._outcome
@@ -71,7 +71,8 @@ class Unobserved:
         if count:
             raise UndeliveredError(failures, count)
 
-    def _count(self, receipt: Receipt, failure: DeliveryError) -> None:
+    def _register(self, receipt: Receipt, failure: DeliveryError) -> None:
+        """As one that nobody observed, unless somebody has by now."""
         with self._lock:
             if failure._unobserved == -1:
                 return

@@ -8,8 +8,7 @@ on a batch is not one on a record, so its records are sent again in halves, and 
 A topic that refuses records waits, and its oldest record is sent alone, as a probe, after growing pauses; other topics
 flow.
 
-Threads and locks: see `direct.py`, of whose state this is the other half; all of it runs on the delivery thread, except
-`block`, which a caller may come to under `_handing_over`.
+Threads and locks: see `direct.py`, of whose state this is the other half; all of it runs on the delivery thread.
 """
 
 from __future__ import annotations
@@ -274,7 +273,7 @@ class Recovery:
         if probe is not None and (answer := self._heard(self._probe)) is not None:
             topic = probe.fields()[0]
             self._settle_answer(probe, answer)
-            if answer.delivery is not None:
+            if answer.message is not None:
                 with contextlib.suppress(KafkaException):  # or the client would go on refusing by what it remembers
                     self._delivery.client.list_topics(topic, _METADATA_SECONDS)
                 with self._delivery._handing_over:
@@ -290,13 +289,8 @@ class Recovery:
         return alone.answer(BUSY_POLL_SECONDS / 2)
 
     def _settle_answer(self, receipt: DirectReceipt, answer: Answer) -> None:
-        if answer.delivery is not None:
-            receipt._outcome = answer.delivery
-            receipt._fields = None
-            if receipt._callbacks is not None:
-                self._delivery._resolved.append(receipt)
-            del self._delivery._open[receipt]
-            self._delivery._delivered += 1
+        if answer.message is not None:
+            receipt._report(None, answer.message)
             return
         error = cast(KafkaError, answer.error)
         fatal = judge(error) is Verdict.FATAL
