@@ -29,7 +29,9 @@ if TYPE_CHECKING:
         UndeliveredError,
         UnsafeConfigError,
     )
-    from safekafka.producer import Delivery, Health, ProducerStats, Receipt, SafeProducer
+    from safekafka.producer.health import Health, ProducerStats
+    from safekafka.producer.producer import SafeProducer
+    from safekafka.producer.receipt import Delivery, Receipt
     from safekafka.record import Record
     from safekafka.spool import Spool
 
@@ -86,13 +88,9 @@ _MODULES = {
         "UndeliveredError",
         "UnsafeConfigError",
     ),
-    "safekafka.producer": (
-        "Delivery",
-        "Health",
-        "ProducerStats",
-        "Receipt",
-        "SafeProducer",
-    ),
+    "safekafka.producer.health": ("Health", "ProducerStats"),
+    "safekafka.producer.producer": ("SafeProducer",),
+    "safekafka.producer.receipt": ("Delivery", "Receipt"),
     "safekafka.record": ("Record",),
     "safekafka.spool": ("Spool",),
 }

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 
 from safekafka.errors import SettingProblem, UnsafeConfigError
 from safekafka.observe import Event, emit
@@ -197,6 +198,12 @@ def build_client(
     except (KafkaException, TypeError, ValueError) as error:
         found = _refused_by_client(kind, settings)
         raise UnsafeConfigError(found or [_combination(settings, error)]) from error
+
+
+def admin_client(settings: Config) -> AdminClient:
+    """Its log lines become debug lines of ours."""
+    complete: dict[str, Any] = {**settings, "logger": _Sink(_bridge), "error_cb": lambda _: None}
+    return AdminClient(complete)
 
 
 def _refused_by_client(kind: type[_Client], settings: Config) -> list[SettingProblem]:

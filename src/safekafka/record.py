@@ -64,11 +64,13 @@ def checked(
     partition: int | None,
     timestamp: int | None,
     max_bytes: int | None = None,
+    overhead: int = OVERHEAD,
 ) -> Fields:
     """The record's fields in the form that the client and the spool take; `InvalidRecordError` names every problem at
     once.
 
     `max_bytes`: the client's message.max.bytes, to refuse before anything is queued what the client would refuse.
+    `overhead`: what is added to key, value and headers on the way.
     """
     # The commonest record, which needs no conversion, first and in few steps. What follows checks all of it as well.
     if (
@@ -80,9 +82,9 @@ def checked(
         and type(value) is bytes
     ):
         if key is None:
-            if max_bytes is None or len(value) <= max_bytes - OVERHEAD:
+            if max_bytes is None or len(value) <= max_bytes - overhead:
                 return topic, value, None, None, -1, 0
-        elif type(key) is bytes and (max_bytes is None or len(value) + len(key) <= max_bytes - OVERHEAD):
+        elif type(key) is bytes and (max_bytes is None or len(value) + len(key) <= max_bytes - overhead):
             return topic, value, key, None, -1, 0
     problems: list[str] = []
     if type(topic) is not str or topic not in known_topics:
@@ -96,7 +98,7 @@ def checked(
     pairs = None if not headers else _header_list(headers, problems)
     if max_bytes is not None:
         # As librdkafka's rd_kafka_msg_max_wire_size: what the record may need in a request, before compression.
-        size = len(value or b"") + len(key or b"") + OVERHEAD
+        size = len(value or b"") + len(key or b"") + overhead
         if pairs:
             size += _header_bytes(pairs)
         if size > max_bytes:

@@ -156,6 +156,22 @@ _PRODUCER_DEFAULTS = {"queue.buffering.max.messages": 500_000}
 _CONSUMER_SET = {"enable.auto.commit": False, "enable.auto.offset.store": False, "check.crcs": True}
 _CONSUMER_DEFAULTS = {"auto.offset.reset": "earliest", "allow.auto.create.topics": False}
 
+# Connection and security only, for a client of another kind: other settings mean nothing to it, or something else.
+_CONNECTION = (
+    "bootstrap.servers",
+    "metadata.broker.list",
+    "broker.address.",
+    "client.",
+    "enable.sasl.",
+    "enable.ssl.",
+    "https.",
+    "oauth_cb",
+    "sasl.",
+    "security.",
+    "socket.",
+    "ssl.",
+)
+
 DEFAULT_MAX_POLL_INTERVAL_MS = 300_000  # librdkafka's max.poll.interval.ms
 
 
@@ -268,3 +284,8 @@ _REQUIRED = {
 def _flat(config: Mapping[str, Any]) -> Config:
     nested = config.get("default.topic.config") or {}
     return {**nested, **{name: value for name, value in config.items() if name != "default.topic.config"}}
+
+
+def connection_settings(settings: Mapping[str, Any]) -> Config:
+    """Those that a client of another kind needs to reach the same cluster."""
+    return {name: value for name, value in settings.items() if name.startswith(_CONNECTION)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sqlite3
 import threading
@@ -23,14 +24,15 @@ from safekafka import (
     SafeProducer,
     Spool,
     SpoolFullError,
-    SpoolLockedError,
     UndeliveredError,
 )
+from safekafka.spool import sender
 from safekafka.spool.spooled import SpooledDelivery
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
 from safekafka.testing.mock import ApiKey
 from tests.mock.conftest import TOPIC
+from tests.processes import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +46,11 @@ def make(make: Callable[..., SafeProducer], tmp_path: Path) -> Callable[..., Saf
         return make(config, **{"spool": tmp_path / "spool", **options})
 
     return make_one
+
+
+def way(producer: SafeProducer) -> SpooledDelivery:
+    assert isinstance(producer._way, SpooledDelivery)
+    return producer._way
 
 
 def numbers(cluster: MockCluster, topic: str = TOPIC) -> list[int]:
@@ -85,7 +92,10 @@ def test_P5_what_was_left_is_sent_by_the_next_start_before_anything_new_and_as_i
     assert producer.flush(30) == 0
     messages = read_log(cluster.bootstrap_servers, TOPIC, timeout=30)
     assert [int(m.value() or b"") for m in messages] == list(range(102))
-    assert messages[0].headers() == headers
+    *sent, identity = messages[0].headers() or []
+    assert sent == headers
+    assert identity[0] == "safekafka.id"
+    assert str(identity[1]).endswith("-1'")
     assert messages[0].key() == b"k"
     assert messages[100].timestamp()[1] == 1_700_000_000_000
 
@@ -254,29 +264,37 @@ def test_a_record_larger_than_the_clients_limit_is_refused_before_it_is_accepted
 
 
 def test_P4_receipts_nobody_holds_take_no_memory_and_callbacks_run_all_the_same(
-    cluster: MockCluster, make: Callable[..., SafeProducer]
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sender, "WINDOW", 10)
+    monkeypatch.setattr(sender, "_FRESH_RECORDS", 5)
     cluster.set_broker_down()
     producer = make()
     told: list[Receipt] = []
-    for n in range(20):
+    for n in range(40):
         producer.send(TOPIC, str(n))
-    producer.send(TOPIC, b"20").add_done_callback(told.append)
+    producer.send(TOPIC, b"40").add_done_callback(told.append)
+    wait_until(lambda: len(way(producer)._open) == 5, 10, "half of the window is with the client")
     gc.collect()
-    way = producer._way
-    assert isinstance(way, SpooledDelivery)
-    assert len(way._receipts) == 1
+    drain = way(producer)._own
+    assert len(drain.fresh) + len(drain.receipts) <= 5 + 5 + 1  # with the client, in memory, waited for
     cluster.set_broker_up()
     assert producer.flush(60) == 0
     assert [receipt.status for receipt in told] == ["delivered"]
-    assert not way._watched
-    assert not way._receipts
+    assert not way(producer)._watched
+    assert not drain.receipts
+    assert sorted(numbers(cluster)) == list(range(41))
 
 
-def test_two_producers_of_one_process_do_not_share_a_spool(make: Callable[..., SafeProducer]) -> None:
-    make()
-    with pytest.raises(SpoolLockedError, match="in use"):
-        make()
+def test_producers_that_share_a_spool_have_a_lane_each(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path
+) -> None:
+    first, second = make(), make()
+    first.send(TOPIC, b"0", partition=0)
+    second.send(TOPIC, b"1", partition=1)
+    assert first.flush(30) == second.flush(30) == 0
+    assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == ["lane-0", "lane-1"]
+    assert sorted(numbers(cluster)) == [0, 1]
 
 
 def test_a_refused_setting_leaves_no_folder_behind(make: Callable[..., SafeProducer], tmp_path: Path) -> None:
@@ -285,17 +303,43 @@ def test_a_refused_setting_leaves_no_folder_behind(make: Callable[..., SafeProdu
     assert not (tmp_path / "never").exists()
 
 
-def test_a_damaged_record_stops_the_spool_loudly_instead_of_being_delivered(
+def damage_one(spool: Path, seq: int) -> None:
+    with contextlib.closing(sqlite3.connect(spool / "lane-0" / "journal.sqlite3")) as file:
+        (data,) = file.execute("SELECT fields FROM record WHERE seq = ?", (seq,)).fetchone()
+        file.execute("UPDATE record SET fields = ? WHERE seq = ?", (data[:-1] + bytes([data[-1] ^ 1]), seq))
+        file.commit()
+
+
+def test_B_S03_a_damaged_record_is_kept_aside_and_told_and_the_others_are_delivered_in_order(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    for n in range(20):
+        producer.send(TOPIC, str(n), partition=0)
+    producer.close(0.1)
+    damage_one(tmp_path / "spool", 8)
+    cluster.set_broker_up()
+    producer = make()
+    assert producer.flush(30) == 0
+    assert numbers(cluster) == [n for n in range(20) if n != 7]
+    (told,) = [record.getMessage() for record in caplog.records if "record_damaged" in record.getMessage()]
+    assert "seqs='8'" in told
+    producer.close(10)
+    with contextlib.closing(sqlite3.connect(tmp_path / "spool" / "lane-0" / "journal.sqlite3")) as file:
+        assert file.execute("SELECT seq FROM damaged").fetchall() == [(8,)]
+
+
+def test_damage_stops_the_spool_loudly_where_it_is_to_be_refused(
     cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path
 ) -> None:
     cluster.set_broker_down()
     producer = make()
     producer.send(TOPIC, b"0")
     producer.close(0.1)
-    with sqlite3.connect(tmp_path / "spool" / "lane-0" / "journal.sqlite3") as file:
-        file.execute("UPDATE record SET crc = crc + 1")
+    damage_one(tmp_path / "spool", 1)
     cluster.set_broker_up()
-    producer = make()
+    producer = make(spool=Spool(tmp_path / "spool", on_damage="refuse"))
     with pytest.raises(ProducerFatalError, match="checksum"):
         for _ in range(1_000):
             producer.send(TOPIC, b"1")

@@ -14,26 +14,13 @@ from typing import TYPE_CHECKING, Any
 from safekafka.deadletter.headers import dead_letter_headers
 from safekafka.errors import DeadLetterFailed, SafeKafkaError
 from safekafka.observe import Event, emit
-from safekafka.producer import Delivery, SafeProducer
+from safekafka.producer.producer import SafeProducer
+from safekafka.producer.receipt import Delivery
+from safekafka.settings import connection_settings
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
-# Connection and security only: a consumer's other settings mean nothing to a producer, or something else.
-_TAKEN_OVER = (
-    "bootstrap.servers",
-    "metadata.broker.list",
-    "broker.address.",
-    "client.",
-    "enable.sasl.",
-    "enable.ssl.",
-    "https.",
-    "oauth_cb",
-    "sasl.",
-    "security.",
-    "socket.",
-    "ssl.",
-)
 _SIZE = {"message.max.bytes": 1_000_000_000, "compression.type": "zstd"}  # the broker's limit decides, not ours
 _ROUND_SECONDS = 30.0
 
@@ -47,8 +34,9 @@ class DeadLetterPublisher:
         self._group = group
         self._host = socket.gethostname()
         self._write_timeout = write_timeout
-        taken = {name: value for name, value in consumer_config.items() if name.startswith(_TAKEN_OVER)}
-        self._producer = SafeProducer({**taken, **_SIZE}, delivery_timeout=write_timeout, max_block=write_timeout)
+        self._producer = SafeProducer(
+            {**connection_settings(consumer_config), **_SIZE}, delivery_timeout=write_timeout, max_block=write_timeout
+        )
 
     def write(self, message: Message, error: BaseException, attempts: int) -> None:
         """Return once the dead letter is acknowledged. Raises `DeadLetterFailed` if it is not within

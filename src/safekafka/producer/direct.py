@@ -43,7 +43,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -109,6 +109,14 @@ class DirectReceipt(Receipt):
         assert self._fields is not None
         return self._fields
 
+    def to_send(self) -> Fields:
+        """The record with the time of `send()`, not of now."""
+        fields = self.fields()
+        if fields[5]:
+            return fields
+        sent_at = time() - (monotonic() - self._sent_at)
+        return (*fields[:5], int(sent_at * 1000))
+
     def _report(self, error: KafkaError | None, message: Message) -> None:
         """On the delivery thread, inside the client's poll()."""
         owner = self._owner
@@ -145,7 +153,9 @@ class RawReceipt(DirectReceipt):
 
 
 class DirectDelivery(Way):
-    """Made open; `close` ends it for good."""
+    """Made open, and running after `start()`; `close` ends it for good."""
+
+    endless = False  # whether a record waits for as long as it takes, and an open fate means: again
 
     def __init__(
         self,
@@ -210,7 +220,6 @@ class DirectDelivery(Way):
         self._asked_at = 0.0
         self._well_since: float | None = None  # written by the thread that asks whether the cluster is well
         self._polled = 0  # reports that poll() has told of
-        self._thread.start()
 
     # ---- callers
 
@@ -652,7 +661,7 @@ class DirectDelivery(Way):
         quiet_since = max(self._progress_at, self._busy_since)
         if not self._stalled and len(self.client):
             silent = now - quiet_since > self._stall_seconds
-            if silent or unreachable_since > self._progress_at:
+            if silent or (unreachable_since > self._progress_at and not self.endless):
                 with self._handing_over:
                     self._stalled, self._gate = True, None
         oldest = self._oldest()

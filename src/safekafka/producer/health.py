@@ -17,7 +17,10 @@ class ProducerStats(NamedTuple):
     rebuilds: int = 0  # clients replaced after an error they could not go on from
     sent_again: int = 0  # records that may be in Kafka twice, since such an error left their fate open
     blocked_topics: tuple[str, ...] = ()
-    oldest_pending_seconds: float | None = None  # None: nothing is pending, or there is a spool
+    oldest_pending_seconds: float | None = None  # None: nothing is pending
+    bytes: int = 0  # of the spool: what the pending records take
+    rejected: int = 0  # of the spool: records that Kafka can never take, see rejected()
+    lanes: int = 0  # of the spool: its own, and those of dead processes that are drained beside it
 
 
 class Health(NamedTuple):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from confluent_kafka import Producer
 from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError, Serializer
 
-from safekafka.client import ClusterWatch, build_client
+from safekafka.client import ClusterWatch, admin_client, build_client
 from safekafka.errors import BufferFullError, ClosedError, InvalidRecordError, SafeKafkaError, UndeliveredError
 from safekafka.observe import Event, emit
 from safekafka.producer import sigterm
@@ -32,10 +32,17 @@ from safekafka.producer.receipt import Receipt
 from safekafka.producer.surroundings import refuse_unfit_surroundings
 from safekafka.producer.way import CLOSED
 from safekafka.record import OVERHEAD, Fields, Headers, Record, checked, known_topics
-from safekafka.settings import buffer_limits, linger_seconds, message_max_bytes, positive, producer_settings
+from safekafka.settings import (
+    buffer_limits,
+    connection_settings,
+    linger_seconds,
+    message_max_bytes,
+    positive,
+    producer_settings,
+)
 from safekafka.spool.config import Spool
 from safekafka.spool.journal import RejectedRecord
-from safekafka.spool.spooled import SpooledDelivery
+from safekafka.spool.spooled import ID_OVERHEAD, SpooledDelivery
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -89,6 +96,12 @@ class SafeProducer:
         positive(delivery_timeout=delivery_timeout, max_block=max_block, shutdown_timeout=shutdown_timeout)
         if on_fatal not in ("resend", "report"):
             raise ValueError(f"on_fatal={on_fatal!r}: give 'resend' or 'report'")
+        described = spool if isinstance(spool, Spool) or spool is None else Spool(spool)
+        if described is not None and on_fatal == "report":
+            raise ValueError(
+                "on_fatal='report' with a spool: a record whose fate is open stays on the disk and is sent again. "
+                "Leave on_fatal out."
+            )
         settings, problems = producer_settings(config)
         credentials: list[tuple[str, str]] = []  # not self's, or make_client would keep a forgotten producer alive
         self._credentials = credentials
@@ -102,12 +115,16 @@ class SafeProducer:
                 client.set_sasl_credentials(*credentials[-1])
             return client, watch
 
-        def make_way() -> DirectDelivery | SpooledDelivery:
-            if spool is not None:
+        def make_way() -> DirectDelivery:
+            if described is not None:
                 return SpooledDelivery(
-                    lambda: make_client(True),
-                    spool if isinstance(spool, Spool) else Spool(spool),
+                    make_client,
+                    described,
+                    bootstrap=str(settings.get("bootstrap.servers", "")),
+                    partitioner=str(settings.get("partitioner", "consistent_random")),
+                    make_admin=lambda: admin_client(connection_settings(settings)),
                     max_block=max_block,
+                    linger=linger_seconds(settings),
                     on_undelivered=on_undelivered,
                 )
             max_records, max_bytes = buffer_limits(settings)
@@ -125,8 +142,9 @@ class SafeProducer:
         self._key_serializer = key_serializer
         self._value_serializer = value_serializer
         self._max_record_bytes = message_max_bytes(settings)
+        self._overhead = OVERHEAD + (ID_OVERHEAD if described is not None and described.record_ids else 0)
         self._plain = key_serializer is None and value_serializer is None
-        self._max_plain_bytes = self._max_record_bytes - OVERHEAD
+        self._max_plain_bytes = self._max_record_bytes - self._overhead
         self._shutdown_timeout = shutdown_timeout
         self._handle_sigterm = handle_sigterm
         self._make_way = make_way
@@ -135,8 +153,9 @@ class SafeProducer:
         _live.add(self)
         register_after_fork(self, SafeProducer._finalizers_were_cleared)
 
-    def _begin(self) -> DirectDelivery | SpooledDelivery:
-        self._way: DirectDelivery | SpooledDelivery | _NotYet = (way := self._make_way())
+    def _begin(self) -> DirectDelivery:
+        self._way: DirectDelivery | _NotYet = (way := self._make_way())
+        way.start()
         # Runs when nobody holds the producer any more, and at the exit of the interpreter or of a multiprocessing child
         # (which never runs atexit): what is pending is not dropped because close() was forgotten.
         self._at_exit = Finalize(self, _close_forgotten, args=(way, self._shutdown_timeout), exitpriority=10)
@@ -203,12 +222,13 @@ class SafeProducer:
                 problems += [f"record {position} (topic {error.topic!r}): {problem}" for problem in error.problems]
         if problems:
             raise InvalidRecordError("send_many()", problems)
-        if isinstance(self._way, SpooledDelivery):
-            return self._way.send_many(many)
+        way = self._way.begin() if isinstance(self._way, _NotYet) else self._way
+        if isinstance(way, SpooledDelivery):
+            return way.send_many(many)
         receipts: list[Receipt] = []
         for fields in many:
             try:
-                receipts.append(self._way.send(fields))
+                receipts.append(way.send(fields))
             except BufferFullError as error:
                 raise BufferFullError(
                     f"{len(receipts)} of {len(many)} records were accepted (see .receipts), then {error}", receipts
@@ -233,9 +253,7 @@ class SafeProducer:
         way = self._way
         if isinstance(way, _NotYet):
             way = way.begin()
-        if isinstance(way, DirectDelivery):
-            return await way.asend(fields)
-        return await asyncio.to_thread(way.send, fields)
+        return await way.asend(fields)
 
     def produce(
         self,
@@ -352,7 +370,8 @@ class SafeProducer:
 
     def rejected(self) -> list[RejectedRecord]:
         """Records of the spool that Kafka can never take, oldest first. Empty without a spool."""
-        return self._way.rejected() if isinstance(self._way, SpooledDelivery) else []
+        way = self._way.begin() if isinstance(self._way, _NotYet) else self._way
+        return way.rejected() if isinstance(way, SpooledDelivery) else []
 
     def stats(self) -> ProducerStats:
         """Numbers of this moment. Cheap enough for every second."""
@@ -378,7 +397,7 @@ class SafeProducer:
         timestamp: int | None,
     ) -> Fields:
         if self._plain:
-            return checked(topic, value, key, headers, partition, timestamp, self._max_record_bytes)
+            return checked(topic, value, key, headers, partition, timestamp, self._max_record_bytes, self._overhead)
         if headers is None or isinstance(headers, (Mapping, list, tuple)):
             # A copy: a serializer may add headers, which must not grow into the program's own.
             headers = dict(headers) if isinstance(headers, Mapping) else list(headers or ())
@@ -386,9 +405,9 @@ class SafeProducer:
             key = _serialized(self._key_serializer, key, topic, MessageField.KEY, headers)
         if self._value_serializer is not None:
             value = _serialized(self._value_serializer, value, topic, MessageField.VALUE, headers)
-        return checked(topic, value, key, headers, partition, timestamp, self._max_record_bytes)
+        return checked(topic, value, key, headers, partition, timestamp, self._max_record_bytes, self._overhead)
 
-    def _begin_anew(self) -> DirectDelivery | SpooledDelivery:
+    def _begin_anew(self) -> DirectDelivery:
         with self._begin_anew_lock:
             return self._begin() if isinstance(self._way, _NotYet) else self._way
 
@@ -399,7 +418,7 @@ class SafeProducer:
             return
         closing = self._way.closing
         self._way.disown()
-        if isinstance(self._way, DirectDelivery) and not closing:
+        if not closing:
             self._way = _NotYet(self)
 
 
@@ -412,7 +431,7 @@ class _NotYet:
         self.failures = Unobserved(None)
         self.ended = True
 
-    def begin(self) -> DirectDelivery | SpooledDelivery:
+    def begin(self) -> DirectDelivery:
         if self._closed:
             raise ClosedError(CLOSED)
         return self._producer._begin_anew()
@@ -458,7 +477,7 @@ def _serialized(serialize: Serialize, value: Any, topic: str, field: MessageFiel
         raise InvalidRecordError(topic, [f"the {field} serializer refused it: {error}"]) from error
 
 
-def _close_forgotten(way: DirectDelivery | SpooledDelivery, timeout: float) -> None:
+def _close_forgotten(way: DirectDelivery, timeout: float) -> None:
     try:
         if way.on_own_thread():  # the last reference went in a delivery callback: the thread can't wait for itself
             atexit.register(_close_forgotten, way, timeout)

@@ -59,7 +59,8 @@ class Recovery:
         self._single = Alone(lambda: make_client(False)[0])  # for the last suspect of a refused batch
         self._probe = Alone(lambda: make_client(False)[0])  # for the oldest record of a blocked topic
         self._fatal_until: float | None = None
-        self._rebuilt_at: deque[float] = deque(maxlen=MAX_REBUILDS + 1)
+        self._rebuilt_at: deque[float] = deque(maxlen=MAX_REBUILDS)
+        self._told_fatal = False
 
     def abandon(self) -> None:
         """Let the clients go that send single records, with what they still have."""
@@ -91,12 +92,17 @@ class Recovery:
     def _failure(self, receipt: DirectReceipt, error: KafkaError) -> DeliveryError | None:
         """How the record ends by this error of a client that goes on. None: it waits for its topic."""
         fields = receipt.fields()
-        verdict = _verdict(receipt, error)
-        if verdict is Verdict.TOPIC_BOUND:
+        verdict = self._verdict(receipt, error)
+        if verdict is Verdict.TOPIC_BOUND or (verdict is Verdict.UNKNOWN and self._delivery.endless):
             return None
         if verdict is Verdict.RECORD_BOUND:
             return not_in_kafka(fields, refusal_of(error), error)
         return self._delivery._maybe_in_kafka(fields, f"{error.str()} ({error.name()})", error)
+
+    def _verdict(self, receipt: DirectReceipt, error: KafkaError) -> Verdict:
+        if error.code() == KafkaError.INVALID_TIMESTAMP and receipt.fields()[5] and not self._delivery.endless:
+            return Verdict.RECORD_BOUND  # a timestamp that the program gave, not the host's clock
+        return judge(error)
 
     def block(self, receipt: DirectReceipt, error: KafkaError) -> None:
         topic = receipt.fields()[0]
@@ -116,8 +122,8 @@ class Recovery:
                 return
             self.purge()
         own = fatal.code() == KafkaError._GAPLESS_GUARANTEE  # how we keep order, and no fault
-        if not own:
-            self._count_rebuild(fatal)
+        if not own and not self._may_rebuild(fatal):
+            return
         client, _ = self._delivery._make_client(True)
         old = [self._delivery.client]
         with self._delivery._handing_over:
@@ -147,7 +153,7 @@ class Recovery:
         sent_again = 0
         for receipt in self.with_client():
             error = errors.get(receipt)
-            verdict = _verdict(receipt, error) if error is not None else Verdict.UNKNOWN
+            verdict = self._verdict(receipt, error) if error is not None else Verdict.UNKNOWN
             if verdict is Verdict.RECORD_BOUND:
                 suspects.append(receipt)
                 back.append((receipt, False))
@@ -155,7 +161,11 @@ class Recovery:
                 self.block(receipt, error)
                 back.append((receipt, True))
             elif verdict is Verdict.UNKNOWN and error is not None and error.code() not in _BYSTANDERS:
-                given_up.append((receipt, error))
+                if self._delivery.endless:
+                    self.block(receipt, error)
+                    back.append((receipt, True))
+                else:
+                    given_up.append((receipt, error))
             elif own or self._delivery._resend_after_fatal:
                 sent_again += 1
                 back.append((receipt, True))
@@ -175,15 +185,22 @@ class Recovery:
             if receipt not in self._delivery._held and receipt not in elsewhere
         ]
 
-    def _count_rebuild(self, fatal: KafkaError) -> None:
+    def _may_rebuild(self, fatal: KafkaError) -> bool:
+        """Raises when new clients do not help; with a spool they are only made at longer intervals."""
         now = time.monotonic()
-        self._rebuilt_at.append(now)
-        if len(self._rebuilt_at) > MAX_REBUILDS and now - self._rebuilt_at[0] < REBUILD_WINDOW_SECONDS:
+        recent = [at for at in self._rebuilt_at if now - at < REBUILD_WINDOW_SECONDS]
+        if len(recent) < MAX_REBUILDS:
+            self._rebuilt_at.append(now)
+            return True
+        if not self._told_fatal:
             emit(Event.PRODUCER_FATAL, error=fatal.name(), detail=fatal.str())
-            raise ProducerFatalError(
-                f"{MAX_REBUILDS} new clients within {REBUILD_WINDOW_SECONDS:.0f} s did not help: {fatal.str()} "
-                f"({fatal.name()})"
-            )
+            self._told_fatal = True
+        if self._delivery.endless:
+            return False
+        raise ProducerFatalError(
+            f"{MAX_REBUILDS} new clients within {REBUILD_WINDOW_SECONDS:.0f} s did not help: {fatal.str()} "
+            f"({fatal.name()})"
+        )
 
     def purge(self) -> None:
         self._delivery.client.purge()
@@ -239,7 +256,7 @@ class Recovery:
             return None
         if care.limit == 1:
             held.remove(receipt)
-            self._single.send(receipt, self._timed(receipt))
+            self._single.send(receipt, receipt.to_send())
             care.left = 0
             return None
         if care.limit is not None:
@@ -247,16 +264,8 @@ class Recovery:
         return receipt
 
     def _give(self, receipt: DirectReceipt) -> None:
-        topic, value, key, headers, partition, timestamp = self._timed(receipt)
+        topic, value, key, headers, partition, timestamp = receipt.to_send()
         self._delivery.client.produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
-
-    def _timed(self, receipt: DirectReceipt) -> Fields:
-        """The record with the time of `send()`, not of now."""
-        fields = receipt.fields()
-        if fields[5]:
-            return fields
-        sent_at = time.time() - (time.monotonic() - receipt._sent_at)
-        return (*fields[:5], int(sent_at * 1000))
 
     def hear_alone(self) -> None:
         """What became of the records that go alone; the next probe of a blocked topic."""
@@ -267,7 +276,7 @@ class Recovery:
                 if verdict is Verdict.RECORD_BOUND:
                     self._care.one_refused()
                 elif verdict is Verdict.FATAL:
-                    self._count_rebuild(answer.error)
+                    self._may_rebuild(answer.error)
             self._settle_answer(suspect, answer)
         probe = self._probe.receipt
         if probe is not None and (answer := self._heard(self._probe)) is not None:
@@ -295,7 +304,8 @@ class Recovery:
         error = cast(KafkaError, answer.error)
         fatal = judge(error) is Verdict.FATAL
         failure = None if fatal else self._failure(receipt, error)
-        if error.code() == KafkaError._UNKNOWN_PARTITION and self._lacks_partition(receipt.fields()):
+        unknown_partition = error.code() == KafkaError._UNKNOWN_PARTITION and not self._delivery.endless
+        if unknown_partition and self._lacks_partition(receipt.fields()):
             failure = not_in_kafka(receipt.fields(), no_such_partition(receipt.fields()), error)
         if failure is not None:
             self._delivery._end_now(receipt, failure)
@@ -328,7 +338,7 @@ class Recovery:
                     self._delivery._held.blocked[topic].not_before = now + max(PAUSE_SECONDS[0], 10 * looked)
                 else:
                     self._delivery._held.remove(receipt)
-                    self._probe.send(receipt, self._timed(receipt))
+                    self._probe.send(receipt, receipt.to_send())
                     return
         if not self._delivery._held.blocked:
             self._probe.abandon()
@@ -338,12 +348,6 @@ class Recovery:
             if not blocked.announced:
                 blocked.announced = True
                 emit(Event.TOPIC_BLOCKED, topic=topic, error=blocked.error.name(), detail=blocked.error.str())
-
-
-def _verdict(receipt: DirectReceipt, error: KafkaError) -> Verdict:
-    if error.code() == KafkaError.INVALID_TIMESTAMP and receipt.fields()[5]:
-        return Verdict.RECORD_BOUND  # a timestamp that the program gave, not the host's clock
-    return judge(error)
 
 
 def not_in_kafka(fields: Fields, why: str, error: KafkaError | None = None) -> DeliveryFailed:

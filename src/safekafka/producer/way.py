@@ -54,6 +54,9 @@ class Way:
 
     # ---- any thread
 
+    def start(self) -> None:
+        self._thread.start()
+
     @property
     def ended(self) -> bool:
         return self._ended
@@ -114,8 +117,7 @@ class Way:
         """In a forked child: client, thread and locks stayed in the parent; nothing of them may be touched here."""
         self._disowned = self._refusal = ClosedError(
             "this belongs to the parent process, which still delivers what it accepted there. "
-            "Remedy: look at receipts in the process that sent; with a spool, make a SafeProducer in the child, after "
-            "the fork, with a spool folder of its own."
+            "Remedy: look at receipts in the process that sent."
         )
         self.failures = Unobserved(None)  # with a lock that no thread of the parent holds
 

@@ -1,69 +1,72 @@
-"""The journal: accepted records on the local disk, in SQLite (WAL).
+"""The journal of one lane: accepted records on the local disk, in SQLite (WAL).
 
-Format (schema 1), in `<spool>/lane-0/`
-- `lock`             held (flock) by the one process that may write; the operating system frees it when that process
-  dies.
-- `journal.sqlite3`  `record`: one row for each record that Kafka does not have yet. `seq` is strictly increasing and
-  never used twice;
-  `fields` is topic, value, key, headers, partition, timestamp, byte-exact (None and empty differ); `crc` is the CRC-32
-  of `fields`.
-  `rejected`: rows that Kafka can never take, with the reason and the time (ms). `meta`: schema version and the highest
-  `seq` ever given.
+Format (schema 2)
+- `journal.sqlite3`. Table `record`: a row for each record that Kafka does not have yet. `seq` is strictly increasing
+  and never used twice; `fields` is the record (`codec.py`); `crc` its checksum, over `seq` as well. `rejected`: records
+  that Kafka can never take, with the reason and the time (ms). `damaged`: rows whose checksum did not match, as they
+  were found. `state`: the highest `seq` ever given, and how many records and bytes there must be.
+- `high`: the highest `seq` again, in a file of its own, written behind each commit and never synced; and whether the
+  journal was closed in order. So records that a damaged or truncated write-ahead log took with it are missed, and
+  counted: SQLite itself passes over them in silence.
+- `damaged-<ms>...`: evidence. What was found damaged, kept as it was, once for each damage.
 
 Rules
-- `append` returns after the commit; with `synchronous=FULL` a commit is on the disk, with `NORMAL` in the page cache.
-- Delivered records are deleted in runs, some time after Kafka acknowledged them: a crash in between sends them again
-  (at least once).
-- A record moves to `rejected` in one transaction.
-- What was not committed when the process died is rolled back by SQLite at the next open: a record is there whole or not
-  at all.
+- `append` returns after the commit: with `synchronous=FULL` it is on the disk, with `NORMAL` in the page cache.
+- Delivered records are deleted in runs, some time after Kafka acknowledged them, without a sync: a crash in between
+  sends them again (at least once). A record moves to `rejected` or `damaged` in one transaction.
+- What was not committed when the process died is rolled back by SQLite at the next open.
+- A journal of another schema version is refused. A newer library that changes the format migrates in one transaction
+  at the open.
 
-Threads: `append` on any thread, everything else on the sender thread. `_lock` guards the one writing connection; the
-reading connection belongs to the sender thread, and each of its reads is a transaction of its own, so that the WAL can
-be reset.
+Threads: `append` under the writer's lock (`writer.py`), `read` and all else on the sender thread. `_lock` guards the
+writing connection, `_reading` the reading one; each read is a transaction of its own, so that the log can be reset.
+Before a fork both locks of all journals are taken: a child made while a thread is inside SQLite could hang in its own.
+In the child the parent's connections are never touched, not even freed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import ctypes
 import os
+import shutil
 import sqlite3
 import struct
 import threading
 import time
+import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from filelock import FileLock, Timeout
+from safekafka.errors import SpoolCorruptError, SpoolFullError, SpoolUnusableError
+from safekafka.record import Fields
+from safekafka.spool.codec import checksum, decode
+from safekafka.spool.crashpoint import passing
 
-from safekafka.errors import (
-    SafeKafkaError,
-    SpoolCorruptError,
-    SpoolFullError,
-    SpoolLockedError,
-    SpoolUnusableError,
+FILE, HIGH = "journal.sqlite3", "high"
+SCHEMA_VERSION = 2
+_SCHEMA = (
+    "CREATE TABLE record (seq INTEGER PRIMARY KEY, fields BLOB NOT NULL, crc INTEGER NOT NULL)",
+    "CREATE TABLE rejected (seq INTEGER PRIMARY KEY, fields BLOB NOT NULL, crc INTEGER NOT NULL, reason TEXT NOT NULL,"
+    " at INTEGER NOT NULL)",
+    "CREATE TABLE damaged (seq INTEGER PRIMARY KEY, fields BLOB, crc INTEGER, at INTEGER NOT NULL)",
+    "CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), last_seq INTEGER NOT NULL, count INTEGER NOT NULL,"
+    " bytes INTEGER NOT NULL)",
+    "INSERT INTO state VALUES (1, 0, 0, 0)",
 )
-from safekafka.record import Fields, HeaderList
-from safekafka.spool.config import Spool
+_LOG_PAGES = 1_000  # checkpoint when the write-ahead log has so many: 4 MB
+_LOG_BYTES = 8 << 20  # a log that grew beyond is cut back
+_FREE_PAGES = 1_024  # kept for what comes; more are given back to the file system, in steps
+_VACUUM_PAGES = 256
+_FORK_SECONDS = 5.0
+_HIGH = struct.Struct("<QQBI")  # highest seq, records left, closed in order, checksum
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE record (seq INTEGER PRIMARY KEY, fields BLOB NOT NULL, crc INTEGER NOT NULL);
-CREATE TABLE rejected (seq INTEGER PRIMARY KEY, fields BLOB NOT NULL, crc INTEGER NOT NULL, reason TEXT NOT NULL, at
-INTEGER NOT NULL); CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-"""
-_NONE = 0xFFFFFFFF  # the length that stands for None
-_HEAD = struct.Struct("<iqI")  # partition, timestamp, number of headers (_NONE: no headers given)
-_LENGTH = struct.Struct("<I")
+Connect = Callable[[Path], Any]
 
 
-class StoredRecord(NamedTuple):
-    seq: int
-    fields: Fields
-    size: int
+Row: TypeAlias = "tuple[int, Fields, int]"  # number, record, size
 
 
 class RejectedRecord(NamedTuple):
@@ -75,140 +78,344 @@ class RejectedRecord(NamedTuple):
     at: int
 
 
+class Loss(NamedTuple):
+    """Records that were in the journal and can't be read any more."""
+
+    what: str
+    records: int | None  # None: not known
+    evidence: Path | None
+
+
 class Journal:
-    """Opened by one process at a time; `SpoolLockedError` otherwise."""
+    """Opened by one process at a time: the lane's lock sees to that."""
 
-    def __init__(self, spool: Spool) -> None:
-        self._folder = spool.folder / "lane-0"
-        self._path = self._folder / "journal.sqlite3"
-        _make_folder(self._folder)
-        self._file_lock = _take_lock(self._folder)
+    def __init__(
+        self,
+        folder: Path,
+        durability: Literal["disk", "process"] = "disk",
+        *,
+        refuse_damage: bool = False,
+        connect: Connect | None = None,
+    ) -> None:
+        self._folder = folder
+        self.path = folder / FILE
+        self._connect = connect or _connect
+        self._synchronous = "FULL" if durability == "disk" else "NORMAL"
+        self._refuse_damage = refuse_damage
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self.losses: list[Loss] = []  # found since the last look at it
+        self.last_seq = self.count = self.bytes = 0
+        self._writer: Any = _Closed()
+        self._reader: Any = _Closed()
+        self._high_file = _open_high(folder)
         try:
-            self._writer = self._connect()
-            self._writer.execute("PRAGMA journal_mode=WAL")
-            self._writer.execute(f"PRAGMA synchronous={'FULL' if spool.durability == 'disk' else 'NORMAL'}")
-            self._prepare()
-            self._reader = self._connect()
-            self._reader.execute("PRAGMA query_only=ON")
-            self._count()
+            self._open_and_look()
         except BaseException as error:
-            self._file_lock.release()
+            os.close(self._high_file)
             if isinstance(error, sqlite3.Error):
-                raise _storage_error(error, self._path) from error
+                raise _storage_error(error, self.path) from error
             raise
+        _journals.add(self)
 
-    def append(self, records: Sequence[Fields]) -> int:
-        """Write the records in one commit; returns the sequence number of the first. They are on the disk when it
-        returns."""
-        encoded = [encode(fields) for fields in records]
+    # ---- writing
+
+    def append(self, rows: Sequence[bytes]) -> int:
+        """Write the encoded records in one commit; returns the sequence number of the first."""
+        passing("before_append")
         with self._lock:
             first = self.last_seq + 1
+            last = self.last_seq + len(rows)
+            count, size = self.count + len(rows), self.bytes + sum(map(len, rows))
             try:
                 with self._transaction():
-                    self._writer.executemany(
-                        "INSERT INTO record (seq, fields, crc) VALUES (?, ?, ?)",
-                        [(seq, data, zlib.crc32(data)) for seq, data in enumerate(encoded, first)],
-                    )
-                self.last_seq += len(encoded)
-                self.count += len(encoded)
-                self.bytes += sum(map(len, encoded))
-            except SafeKafkaError:
+                    if len(rows) == 1:
+                        self._writer.execute(
+                            "INSERT INTO record VALUES (?, ?, ?)", (first, rows[0], checksum(first, rows[0]))
+                        )
+                    else:
+                        self._writer.executemany(
+                            "INSERT INTO record VALUES (?, ?, ?)",
+                            [(seq, data, checksum(seq, data)) for seq, data in enumerate(rows, first)],
+                        )
+                    self._keep_state(last, count, size)
+                    passing("after_append_before_commit")
+                self.last_seq, self.count, self.bytes = last, count, size
+            except (SpoolUnusableError, SpoolFullError, SpoolCorruptError):
                 raise
             except BaseException:  # a signal handler raised: only the file knows whether the commit was made
                 self._count()
                 raise
+            passing("after_commit_before_high")
+            self._mark(closed=False)
             return first
 
-    def read(self, first: int, last: int, limit: int, max_bytes: int) -> list[StoredRecord]:
-        """Records with sequence numbers from `first` to `last`, ascending: at most `limit`, and no more once
-        `max_bytes` are reached (so at least one, if there is any)."""
-        records: list[StoredRecord] = []
+    def delete(self, seqs: Iterable[int], freed: int) -> None:
+        """Kafka has these; `freed` is the sum of their sizes."""
+        runs = list(runs_of(sorted(seqs)))
+        with self._unsynced():
+            with self._transaction():
+                deleted = self._writer.executemany("DELETE FROM record WHERE seq BETWEEN ? AND ?", runs).rowcount
+                count, size = self.count - deleted, self.bytes - freed
+                if deleted != sum(last - first + 1 for first, last in runs):  # a damaged file lacked some
+                    count, size = self._totals()
+                self._keep_state(self.last_seq, count, size)
+                passing("after_delete_before_commit")
+            self.count, self.bytes = count, size
+        passing("after_delete")
+
+    def reject(self, rows: Sequence[tuple[int, int, str]]) -> None:
+        """Move records aside, each given by number, size and reason: out of `record` and into `rejected`, in one
+        transaction."""
+        now = int(time.time() * 1000)
+        freed = sum(size for _, size, _ in rows)
+        with self._lock:
+            with self._transaction():
+                self._writer.executemany(
+                    "INSERT INTO rejected SELECT seq, fields, crc, ?, ? FROM record WHERE seq = ?",
+                    [(reason, now, seq) for seq, _, reason in rows],
+                )
+                self._writer.executemany("DELETE FROM record WHERE seq = ?", [(seq,) for seq, _, _ in rows])
+                self._keep_state(self.last_seq, self.count - len(rows), self.bytes - freed)
+                passing("after_reject_before_commit")
+            self.count -= len(rows)
+            self.bytes -= freed
+        passing("after_reject")
+
+    def set_aside(self, seqs: Sequence[int]) -> None:
+        """Move damaged rows out of the way, as they are. Raises `SpoolCorruptError` where damage is to be refused."""
+        if self._refuse_damage:
+            raise SpoolCorruptError(
+                f"record(s) {shown(seqs)} of {str(self.path)!r} are not what was written (checksum differs). Remedy: "
+                "check the disk; on_damage='set_aside' keeps them as evidence and sends the others."
+            )
+        with self._lock, self._transaction():
+            for first, last in runs_of(sorted(seqs)):
+                self._writer.execute(
+                    "INSERT INTO damaged SELECT seq, fields, crc, ? FROM record WHERE seq BETWEEN ? AND ?",
+                    (int(time.time() * 1000), first, last),
+                )
+                self._writer.execute("DELETE FROM record WHERE seq BETWEEN ? AND ?", (first, last))
+            self.count, self.bytes = self._totals()
+            self._keep_state(self.last_seq, self.count, self.bytes)
+
+    def requeue(self, seqs: Sequence[int]) -> int:
+        """Rejected records go to the end of the line again, with new numbers. Returns how many."""
+        with self._lock:
+            rows = self._selected("rejected", seqs)
+            last = self.last_seq + len(rows)
+            size = sum(len(data) for _, data in rows)
+            with self._transaction():
+                self._writer.executemany(
+                    "INSERT INTO record VALUES (?, ?, ?)",
+                    [(new, data, checksum(new, data)) for new, (_, data) in enumerate(rows, self.last_seq + 1)],
+                )
+                self._writer.executemany("DELETE FROM rejected WHERE seq = ?", [(seq,) for seq, _ in rows])
+                self._keep_state(last, self.count + len(rows), self.bytes + size)
+            self.last_seq, self.count, self.bytes = last, self.count + len(rows), self.bytes + size
+            self._mark(closed=False)
+            return len(rows)
+
+    def discard(self, seqs: Sequence[int]) -> int:
+        """Rejected records are forgotten. Returns how many."""
+        with self._lock, self._transaction():
+            return sum(
+                self._writer.execute("DELETE FROM rejected WHERE seq = ?", (seq,)).rowcount for seq in sorted(set(seqs))
+            )
+
+    def give_back_room(self) -> bool:
+        """A step of making the file smaller after a backlog; False when there is nothing to give back."""
+        with self._unsynced():
+            try:
+                free, pages = self._one("PRAGMA freelist_count"), self._one("PRAGMA page_count")
+                if free < _FREE_PAGES or free < pages // 4:
+                    return False
+                self._writer.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+            except sqlite3.Error as error:
+                raise _storage_error(error, self.path) from error
+        passing("during_vacuum")
+        return True
+
+    # ---- reading
+
+    def read(self, first: int, last: int, limit: int, max_bytes: int) -> tuple[list[Row], list[int]]:
+        """Records with sequence numbers from `first` to `last`, ascending, and the numbers of damaged ones among them:
+        at most `limit`, and no more once `max_bytes` are reached (so at least one, if there is any)."""
+        records: list[Row] = []
+        damaged: list[int] = []
         size = 0
         try:
-            with contextlib.closing(
-                self._reader.execute(
-                    "SELECT seq, fields, crc FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
-                    (first, last, limit),
-                )
-            ) as rows:
+            with (
+                self._reading,
+                contextlib.closing(
+                    self._reader.execute(
+                        "SELECT seq, fields, crc FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
+                        (first, last, limit),
+                    )
+                ) as rows,
+            ):
                 for seq, data, crc in rows:
-                    records.append(StoredRecord(seq, self._checked(seq, data, crc), len(data)))
+                    if type(data) is not bytes or checksum(seq, data) != crc:
+                        damaged.append(seq)
+                        continue
+                    records.append((seq, decode(data), len(data)))
                     size += len(data)
                     if size >= max_bytes:
                         break
         except sqlite3.Error as error:
-            raise _storage_error(error, self._path) from error
-        return records
-
-    def delete(self, seqs: Iterable[int], freed: int) -> None:
-        """Kafka has these; `freed` is the sum of their sizes."""
-        runs = list(_runs(sorted(seqs)))
-        with self._lock:
-            with self._transaction():
-                self._writer.executemany("DELETE FROM record WHERE seq BETWEEN ? AND ?", runs)
-                self._keep_last_seq()
-            self.count -= sum(last - first + 1 for first, last in runs)
-            self.bytes -= freed
-
-    def reject(self, seq: int, reason: str, size: int) -> None:
-        """Move one record aside: out of `record` and into `rejected`, in one transaction."""
-        with self._lock:
-            with self._transaction():
-                self._writer.execute(
-                    "INSERT INTO rejected SELECT seq, fields, crc, ?, ? FROM record WHERE seq = ?",
-                    (reason, int(time.time() * 1000), seq),
-                )
-                self._writer.execute("DELETE FROM record WHERE seq = ?", (seq,))
-                self._keep_last_seq()
-            self.count -= 1
-            self.bytes -= size
+            raise _storage_error(error, self.path) from error
+        return records, damaged
 
     def rejected(self) -> list[RejectedRecord]:
-        with self._lock:
-            rows = self._writer.execute("SELECT seq, fields, crc, reason, at FROM rejected ORDER BY seq").fetchall()
-        return [RejectedRecord(seq, self._checked(seq, data, crc), reason, at) for seq, data, crc, reason, at in rows]
+        with self._reading:
+            rows = self._reader.execute("SELECT seq, fields, crc, reason, at FROM rejected ORDER BY seq").fetchall()
+        return [RejectedRecord(seq, decode(data), reason, at) for seq, data, _, reason, at in rows]
+
+    def rejected_count(self) -> int:
+        with self._reading:
+            return int(self._reader.execute("SELECT count(*) FROM rejected").fetchone()[0])
 
     def count_up_to(self, seq: int) -> int:
-        with self._lock:
-            return int(self._writer.execute("SELECT count(*) FROM record WHERE seq <= ?", (seq,)).fetchone()[0])
+        with self._reading:
+            return int(self._reader.execute("SELECT count(*) FROM record WHERE seq <= ?", (seq,)).fetchone()[0])
+
+    # ---- the end, and damage
 
     def close(self) -> None:
-        with self._lock:
+        passing("before_close")
+        with self._lock, self._reading:
             self._reader.close()
             self._writer.close()
-            self._file_lock.release()
+            with contextlib.suppress(OSError):  # the mark is a help, not a condition
+                self._mark(closed=True)
+            os.close(self._high_file)
+        _journals.discard(self)
+
+    def is_damaged(self) -> bool:
+        with self._lock:
+            try:
+                return bool(self._writer.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok")
+            except sqlite3.DatabaseError as error:
+                return is_corrupt(error)
+
+    def mend(self) -> None:
+        """SQLite itself calls the file damaged: everything that can be read goes into a new one, the old is kept."""
+        from safekafka.spool.salvage import salvage
+
+        if self._refuse_damage:
+            raise SpoolCorruptError(
+                f"{str(self.path)!r} is damaged. Remedy: check the disk; on_damage='set_aside' keeps the file as "
+                "evidence and sends what can be read."
+            )
+        with self._lock, self._reading:
+            with contextlib.suppress(sqlite3.Error):
+                self._reader.close()
+            with contextlib.suppress(sqlite3.Error):
+                self._writer.close()
+            self.losses.append(salvage(self._folder, self.last_seq, self._connect, self._make_tables))
+            self._open()
 
     # ---- inside
 
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=10.0)
+    def _open_and_look(self) -> None:
+        from safekafka.spool.salvage import finish_interrupted
 
-    def _prepare(self) -> None:
+        finish_interrupted(self._folder)
+        high, left, closed = self._read_high()
+        missing = not self.path.exists()
+        before = self._copy_of_log() if high and not closed else None
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            if not is_corrupt(error):
+                raise
+            self.last_seq = high
+            self.mend()
+        if missing and high and (left or not closed):
+            self.losses.append(Loss(f"the file {FILE} is missing; it had records up to {high}", left or None, None))
+            self.last_seq = high
+        elif self.last_seq < high:
+            evidence = None if before is None else before.replace(self._folder / f"damaged-{_now()}.wal")
+            first, self.last_seq = self.last_seq + 1, high
+            self.losses.append(Loss(f"the write-ahead log lacks records {first} to {high}", high - first + 1, evidence))
+        elif before is not None:
+            before.unlink()
+        if self.losses and self._refuse_damage:
+            raise SpoolCorruptError(
+                f"{str(self.path)!r}: {self.losses[0].what}. Remedy: check the disk; on_damage='set_aside' sends what "
+                "is left."
+            )
         with self._transaction():
-            version = self._writer.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    self._writer.execute(statement)
-                self._writer.execute("INSERT INTO meta VALUES ('last_seq', 0)")
-                self._writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            elif version != SCHEMA_VERSION:
-                raise SpoolUnusableError(
-                    f"spool {str(self._folder)!r} has format {version}, this safekafka writes format {SCHEMA_VERSION}. "
-                    "Remedy: drain it with the version that wrote it, or give another folder."
-                )
-        _sync_folder(self._folder)
+            self._keep_state(self.last_seq, self.count, self.bytes)
+
+    def _open(self) -> None:
+        self._writer = self._connect(self.path)
+        self._writer.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        self._writer.execute("PRAGMA journal_mode=WAL")
+        self._writer.execute(f"PRAGMA synchronous={self._synchronous}")
+        self._writer.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
+        self._writer.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
+        version = self._one("PRAGMA user_version")
+        if version == 0:
+            with self._transaction():
+                self._make_tables(self._writer)
+        elif version != SCHEMA_VERSION:
+            raise SpoolUnusableError(
+                f"spool {str(self._folder)!r} has format {version}, this safekafka writes format {SCHEMA_VERSION}. "
+                "Remedy: drain it with the version that wrote it, or give another folder."
+            )
+        sync_folder(self._folder)
+        self._reader = self._connect(self.path)
+        self._reader.execute("PRAGMA query_only=ON")
+        self._count()
+
+    @staticmethod
+    def _make_tables(connection: Any) -> None:
+        for statement in _SCHEMA:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _count(self) -> None:
-        self.last_seq = self._one(
-            "SELECT max(coalesce((SELECT max(seq) FROM record), 0), coalesce((SELECT max(seq) FROM rejected), 0),"
-            " (SELECT value FROM meta WHERE name = 'last_seq'))"
+        """What the file says. Rows that it must have and has not are a loss."""
+        last_seq, count, size = self._writer.execute("SELECT last_seq, count, bytes FROM state").fetchone()
+        self.last_seq = max(
+            last_seq,
+            self._one("SELECT coalesce(max(seq), 0) FROM record"),
+            self._one("SELECT coalesce(max(seq), 0) FROM rejected"),
         )
-        self.count = self._one("SELECT count(*) FROM record")
-        self.bytes = self._one("SELECT coalesce(sum(length(fields)), 0) FROM record")
+        found = self._one("SELECT count(*) FROM record")
+        self.count, self.bytes = count, size
+        if found != count:
+            if found < count:
+                self.losses.append(Loss(f"{FILE} lacks {count - found} of its {count} records", count - found, None))
+            self.count, self.bytes = self._totals()
+
+    def _totals(self) -> tuple[int, int]:
+        return self._one("SELECT count(*) FROM record"), self._one(
+            "SELECT coalesce(sum(length(fields)), 0) FROM record"
+        )
+
+    def _selected(self, table: str, seqs: Sequence[int]) -> list[tuple[int, bytes]]:
+        rows = (
+            self._writer.execute(f"SELECT seq, fields FROM {table} WHERE seq = ?", (seq,)).fetchone()
+            for seq in sorted(set(seqs))
+        )
+        return [(int(row[0]), row[1]) for row in rows if row is not None]
 
     def _one(self, query: str) -> int:
         return int(self._writer.execute(query).fetchone()[0])
+
+    @contextlib.contextmanager
+    def _unsynced(self) -> Iterator[None]:
+        """Under `_lock`: what is done inside need not survive a power loss."""
+        with self._lock:
+            try:
+                if self._synchronous == "FULL":
+                    self._writer.execute("PRAGMA synchronous=NORMAL")
+                yield
+            finally:
+                if self._synchronous == "FULL":
+                    self._writer.execute("PRAGMA synchronous=FULL")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -222,61 +429,77 @@ class Journal:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
-                raise _storage_error(error, self._path) from error
+                raise _storage_error(error, self.path) from error
             raise
 
-    def _keep_last_seq(self) -> None:
-        self._writer.execute("UPDATE meta SET value = max(value, ?) WHERE name = 'last_seq'", (self.last_seq,))
+    def _keep_state(self, last_seq: int, count: int, size: int) -> None:
+        self._writer.execute("UPDATE state SET last_seq = ?, count = ?, bytes = ?", (last_seq, count, size))
 
-    def _checked(self, seq: int, data: bytes, crc: int) -> Fields:
-        if zlib.crc32(data) != crc:
-            raise SpoolCorruptError(
-                f"record {seq} of {str(self._path)!r} is not what was written (checksum differs). "
-                "Remedy: check the disk; keep a copy of the folder before anything else."
-            )
-        return decode(data)
+    # -- the mark of the highest sequence number
 
+    def _mark(self, *, closed: bool) -> None:
+        left = self.count if closed else 0
+        head = _HIGH.pack(self.last_seq, left, closed, 0)
+        os.pwrite(self._high_file, head[:-4] + struct.pack("<I", zlib.crc32(head[:-4])), 0)
 
-def encode(fields: Fields) -> bytes:
-    topic, value, key, headers, partition, timestamp = fields
-    parts = [_HEAD.pack(partition, timestamp, _NONE if headers is None else len(headers))]
-    for part in (topic.encode(), value, key):
-        _put(parts, part)
-    for name, header in headers or ():
-        _put(parts, name.encode())
-        _put(parts, header)  # type: ignore[arg-type]
-    return b"".join(parts)
+    def _read_high(self) -> tuple[int, int, bool]:
+        return _unmarked(os.pread(self._high_file, _HIGH.size, 0)) or (0, 0, True)
 
-
-def decode(data: bytes) -> Fields:
-    partition, timestamp, count = _HEAD.unpack_from(data)
-    position = _HEAD.size
-
-    def take() -> bytes | None:
-        nonlocal position
-        (length,) = _LENGTH.unpack_from(data, position)
-        position += _LENGTH.size
-        if length == _NONE:
+    @staticmethod
+    def left_at_close(folder: Path) -> int | None:
+        """How many records an orderly end left in the journal of this folder. None: not known without opening it."""
+        try:
+            mark = _unmarked((folder / HIGH).read_bytes())
+        except OSError:
             return None
-        position += length
-        return data[position - length : position]
+        return mark[1] if mark is not None and mark[2] else None
 
-    topic, value, key = take(), take(), take()
-    headers: HeaderList | None = None
-    if count != _NONE:
-        headers = [((take() or b"").decode(), take()) for _ in range(count)]
-    return (topic or b"").decode(), value, key, headers, partition, timestamp
+    def _copy_of_log(self) -> Path | None:
+        """Before SQLite passes over what it finds damaged in it."""
+        log = self._folder / f"{FILE}-wal"
+        if not log.exists() or not log.stat().st_size:
+            return None
+        return Path(shutil.copyfile(log, self._folder / f"{FILE}-wal.before"))
 
-
-def _put(parts: list[bytes], part: bytes | None) -> None:
-    if part is None:
-        parts.append(_LENGTH.pack(_NONE))
-    else:
-        parts.append(_LENGTH.pack(len(part)))
-        parts.append(part)
+    def _forget(self) -> None:
+        """In a forked child: the connections stay the parent's. Never freed, for that would be a close."""
+        for connection in (self._writer, self._reader):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        self._lock, self._reading = threading.Lock(), threading.Lock()
 
 
-def _runs(seqs: Sequence[int]) -> Iterator[tuple[int, int]]:
+class _Closed:
+    def close(self) -> None:
+        return
+
+
+_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+_quiet: list[threading.Lock] = []
+
+
+def _be_quiet() -> None:
+    for journal in list(_journals):
+        for lock in (journal._lock, journal._reading):
+            if lock.acquire(timeout=_FORK_SECONDS):
+                _quiet.append(lock)
+
+
+def _go_on() -> None:
+    while _quiet:
+        _quiet.pop().release()
+
+
+def _forget_all() -> None:
+    _quiet.clear()
+    for journal in list(_journals):
+        journal._forget()
+    _journals.clear()
+
+
+os.register_at_fork(before=_be_quiet, after_in_parent=_go_on, after_in_child=_forget_all)
+
+
+def runs_of(seqs: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Ascending numbers as (first, last) of each unbroken run."""
     first: int | None = None
     for index, seq in enumerate(seqs):
@@ -287,44 +510,13 @@ def _runs(seqs: Sequence[int]) -> Iterator[tuple[int, int]]:
             first = None
 
 
-def _take_lock(folder: Path) -> FileLock:
-    lock = FileLock(folder / "lock", thread_local=False)  # taken by the caller, released by the sender thread
-    owner = folder / "owner"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        holder = "another process"
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            holder = f"process {json.loads(owner.read_text())['pid']}"
-        raise SpoolLockedError(
-            f"spool {str(folder.parent)!r} is in use by {holder}. One process owns a spool at a time. "
-            "Remedy: end that process, or give each process a spool folder of its own."
-        ) from None
-    except OSError as error:
-        raise _not_usable(folder, error) from error
-    with contextlib.suppress(OSError):  # only for the message above
-        owner.write_text(json.dumps({"pid": os.getpid()}))
-    return lock
+def shown(seqs: Sequence[int]) -> str:
+    """For a message: runs, and only the first of many."""
+    runs = [str(first) if first == last else f"{first}-{last}" for first, last in runs_of(sorted(seqs))]
+    return ", ".join(runs[:10]) + (f" and {len(runs) - 10} more runs" if len(runs) > 10 else "")
 
 
-def _make_folder(folder: Path) -> None:
-    """Create the folder and its parents, and sync each parent: else a power loss could take away the folder with the
-    records in it."""
-    missing = [folder, *folder.parents]
-    try:
-        for path in reversed([path for path in missing if not path.exists()]):
-            path.mkdir(exist_ok=True)
-            _sync_folder(path.parent)
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, "not writable")
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise _not_usable(folder, error) from error
-
-
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -332,21 +524,49 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _not_usable(folder: Path, error: OSError) -> SpoolUnusableError:
+def is_corrupt(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code == 11 or "malformed" in str(error)  # SQLITE_CORRUPT
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+
+
+def _unmarked(data: bytes) -> tuple[int, int, bool] | None:
+    """Highest sequence number, records left, closed in order; None if the mark says nothing."""
+    if len(data) != _HIGH.size or zlib.crc32(data[:-4]) != _HIGH.unpack(data)[3]:
+        return None
+    last, left, closed, _ = _HIGH.unpack(data)
+    return last, left, bool(closed)
+
+
+def _open_high(folder: Path) -> int:
+    try:
+        return os.open(folder / HIGH, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise not_usable(folder, error) from error
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def not_usable(folder: Path, error: OSError) -> SpoolUnusableError:
     return SpoolUnusableError(
-        f"spool {str(folder.parent)!r} can't be used: {error.strerror or error}. "
+        f"spool {str(folder)!r} can't be used: {error.strerror or error}. "
         "Remedy: give a folder on a local disk that this user may write to."
     )
 
 
 def _storage_error(error: sqlite3.Error, path: Path) -> Exception:
-    code = getattr(error, "sqlite_errorcode", None)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     text = str(error)
     if code == 13 or "full" in text:  # SQLITE_FULL
         return SpoolFullError(
             f"no room on the disk of {str(path)!r}: {text}. The record was not accepted. Remedy: free some room."
         )
-    if code == 11 or "malformed" in text or "not a database" in text:  # SQLITE_CORRUPT, SQLITE_NOTADB
+    if is_corrupt(error) or code == 26 or "not a database" in text:  # SQLITE_NOTADB
         return SpoolCorruptError(
             f"{str(path)!r} is damaged: {text}. Remedy: check the disk; keep a copy of the folder before anything else."
         )

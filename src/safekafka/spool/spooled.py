@@ -1,209 +1,240 @@
-"""Delivery through the spool: `send()` writes the record to the journal, one sender thread hands it to Kafka, in order,
-until it has it.
+"""Delivery through the spool: `send()` writes the record to the journal on the caller's thread, and returns when it is
+on the disk. The delivery thread hands the records to Kafka, in order, until it has them.
 
-Threads
-- Callers: `send` appends and commits on the caller's thread; `flush` waits; `close` stops the sender and waits for it.
-- The sender thread: feeds and rebuilds the client, reads and deletes journal rows, resolves receipts.
+What `direct.py` and `recovery.py` do for records that are with the client is the same here, with one difference: a
+record never expires, and an open fate means that it is sent again (`endless`). New here: who calls `send()` goes to the
+writer (`writer.py`), and the delivery thread feeds itself from the journals (`sender.py`).
 
-Locks, in this order: `_appending` (a row is written, its receipt registered and the row announced to the sender in one
-step, so the sender never reads a row whose receipt it can't find), then the journal's own. `_progress` (a condition:
-"appended" towards an idle sender, "acknowledged" towards waiting callers) is taken alone. No user code runs under any
-of them. `_appender` is the thread that holds `_appending`: a signal handler on top of it must not wait for the lock.
-
-Order of records (P3): rows are read by ascending sequence number and handed over in that order. As soon as one of them
-comes back with an error, feeding stops, everything in flight is waited for, what was delivered is deleted, and reading
-starts again at the lowest row left: what is sent next is again the oldest of each partition. A verdict on a batch is
-not a verdict on a record, so what failed is then sent one by one, and only a record that fails alone is rejected.
-`enable.gapless.guarantee` makes the client stop at a failed batch; without it the batches behind it would pass it by.
-Nothing expires (`message.timeout.ms=0`), so an outage produces no error at all.
-
-Known limits of this first version: a topic that refuses records holds back the topics behind it; rows are always read
-back from the disk; a row that is damaged on the disk stops the sender.
+Threads: callers as in `direct.py`; the delivery thread owns the sender. The writer's lock comes before the journal's,
+both after `_progressing` and `_handing_over`, of which no code here takes the one within the other.
 """
 
 from __future__ import annotations
 
-import threading
+import os
 import time
-import weakref
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient
 
 from safekafka.client import ClusterWatch
-from safekafka.errors import (
-    DeliveryFailed,
-    DeliveryUnknown,
-    SafeKafkaError,
-    SpoolFullError,
-    SpoolUnusableError,
-)
+from safekafka.errors import DeliveryError, DeliveryFailed, DeliveryUnknown, SafeKafkaError, SpoolFullError
 from safekafka.observe import Event, emit
+from safekafka.producer.direct import _STRAIGHT, DirectDelivery, DirectReceipt, _new
 from safekafka.producer.health import ProducerStats
+from safekafka.producer.held import BlockedTopic
 from safekafka.producer.outcomes import OnUndelivered
-from safekafka.producer.receipt import Receipt, SpooledReceipt, tell_raw
-from safekafka.producer.way import PURGE_SECONDS, Way
+from safekafka.producer.receipt import Receipt, tell_raw
 from safekafka.record import Fields, as_record
+from safekafka.spool.codec import encode
 from safekafka.spool.config import Spool
-from safekafka.spool.journal import Journal, RejectedRecord, StoredRecord
-from safekafka.verdict import Verdict, judge, refusal_of
+from safekafka.spool.inspect import rejected_in
+from safekafka.spool.journal import RejectedRecord
+from safekafka.spool.lane import Identity, own_lane
+from safekafka.spool.sender import WINDOW, LaneDrain, Sender
+from safekafka.spool.writer import Writer
+from safekafka.verdict import refusal_of
 
-_WINDOW_RECORDS = 10_000  # with the client at any time: bounds memory, and the duplicates of a crash
-_WINDOW_BYTES = 32 << 20
-_READ_ROWS = 1_000
-_READ_BYTES = 8 << 20
-_ACK_ROWS = 1_000
-_ACK_SECONDS = 0.1
-_POLL_SECONDS = 0.01
-_IDLE_SECONDS = 0.5
-_BACKOFF_SECONDS = (0.1, 5.0)
-_FATAL_WAIT_SECONDS = 30.0  # requests in flight at a fatal error may still succeed; their reports are waited for
-
-
-class _Failure(NamedTuple):
-    row: StoredRecord
-    error: KafkaError
-    alone: bool  # nothing else was in the same batch, so the verdict is on this record
+ID_HEADER = "safekafka.id"
+ID_OVERHEAD = 64  # bytes that the header may add to a record
+_POLL_SECONDS = 0.002  # while something is with the client; what is appended meanwhile waits so long
+_IDLE_SECONDS = 0.1
+_FLUSH_SECONDS = 0.02
+_INSTANT = 1e-7  # apart from one record to the next; floats of this size can tell it
+_FREE_LOOK_SECONDS = 0.25
 
 
-class SpooledDelivery(Way):
-    """Owns the journal. Made open; `close` ends it for good; what is left stays on the disk."""
+class SpooledReceipt(DirectReceipt):
+    """Of a record that is on the local disk. `_seq` is 0 until it is there."""
+
+    __slots__ = ("_drain", "_seq", "_size")
+    _spooled = True
+    _owner: SpooledDelivery
+    _drain: LaneDrain
+    _seq: int
+    _size: int
+
+    def to_send(self) -> Fields:
+        fields = self._fields
+        assert fields is not None
+        if not self._owner.record_ids:
+            return fields
+        topic, value, key, headers, partition, timestamp = fields
+        mine = ID_HEADER, b"%b-%d" % (self._drain.id, self._seq)
+        return topic, value, key, [mine] if headers is None else [*headers, mine], partition, timestamp
+
+    def _report(self, error: KafkaError | None, message: Message) -> None:
+        """As in `DirectReceipt`; and the journal's row may go."""
+        owner = self._owner
+        if error is None and self in owner._open:
+            topic = self._fields[0]  # type: ignore[index]
+            self._outcome = topic, message.partition(), message.offset(), message.timestamp()  # type: ignore[assignment]
+            self._fields = None
+            drain, seq, size = self._drain, self._seq, self._size
+            drain.done[seq] = size
+            if drain.open.pop(seq, None) is not None:
+                drain.open_bytes -= size
+            if self._callbacks is not None:
+                owner._resolved.append(self)
+                owner._watched.discard(self)
+            del owner._open[self]
+            owner._delivered += 1
+        else:
+            owner._came_back(self, error)
+
+
+class SpooledDelivery(DirectDelivery):
+    """Owns the lane. `close` ends it for good; what is left stays on the disk."""
+
+    endless = True
+    _held: Any
 
     def __init__(
         self,
-        make_client: Callable[[], tuple[Producer, ClusterWatch]],
+        make_client: Callable[[bool], tuple[Producer, ClusterWatch]],
         spool: Spool,
         *,
+        bootstrap: str,
+        partitioner: str,
+        make_admin: Callable[[], AdminClient],
         max_block: float,
+        linger: float,
         on_undelivered: OnUndelivered | None,
     ) -> None:
-        client, watch = make_client()  # first: bad settings must not leave a folder behind
-        super().__init__(client, watch, on_undelivered, "safekafka-spool-sender")
-        self._journal = Journal(spool)
-        self._make_client = make_client
+        super().__init__(  # first: bad settings must not leave a folder behind
+            make_client,
+            max_records=2 * WINDOW,
+            max_bytes=1 << 40,  # the window has bounds of its own
+            delivery_timeout=float("inf"),
+            max_block=max_block,
+            linger=linger,
+            on_undelivered=on_undelivered,
+            resend_after_fatal=True,
+        )
+        self._stall_seconds = float("inf")  # nothing expires, so nothing has to be held back for that
+        self.linger = linger
+        self.make_admin = make_admin
+        self.record_ids = spool.record_ids
         self._spool = spool
-        self._max_block = max_block
-        self._appending = threading.Lock()
-        self._appender: int | None = None
-        self._idle = False
-        # Receipts of this process by sequence number: weak, so a program that keeps none pays no memory in an outage
-        # ...
-        self._receipts: weakref.WeakValueDictionary[int, Receipt] = weakref.WeakValueDictionary()
-        # ... but one that somebody waits for, or that has a callback, is kept until it is resolved.
+        self._where = str(spool.folder)
+        lane = own_lane(spool, Identity(spool.name, _normal(bootstrap), None))
+        self._sender = Sender(self, spool, lane, partitioner)
+        self._own = self._sender.own
+        self._journal = lane.journal
+        self._writer: Writer[SpooledReceipt] = Writer(
+            lane.journal, self._own.accepted, self._wait_for_room, lambda: self._refusal
+        )
+        # Receipts that somebody waits for, or with a callback: kept until they are resolved, though nobody else does.
         self._watched: set[Receipt] = set()
-        self._announced = self._journal.last_seq  # the sender reads up to here
-        self._open_from = 1  # published by the sender: every record below is delivered or rejected
-        # The sender thread's own:
-        self._cursor = 1  # the next sequence number to read
-        self._rows: deque[StoredRecord] = deque()  # read, not yet handed over
-        self._in_flight: dict[int, StoredRecord] = {}  # by ascending sequence number
-        self._in_flight_bytes = 0
-        self._delivered: list[StoredRecord] = []  # Kafka has them; not yet deleted here
-        self._acked_at = time.monotonic()
-        self._failed: list[_Failure] = []
-        self._one_by_one_to = 0  # up to this sequence number records are sent singly
-        self._single = False  # what is in flight is such a one
-        self._fatal: KafkaError | None = None
-        self._fatal_until = 0.0
-        self._backoff = _BACKOFF_SECONDS[0]
-        self._not_before = 0.0
-        self._blocked: set[str] = set()
-        self._settled = 0  # delivered or rejected
-        self._polled = 0  # of them, those that poll() has told of
-        self._rebuilds = 0
-        self._sent_again = 0
-        if self._journal.count:
+        self._free_looked_at = 0.0
+        self._disk_has_room = True
+        self._told_full = False
+        self._flushed_at = 0.0
+        self._sent_at = 0.0  # of the last record handed over
+        self._journals_closed = False
+        if lane.journal.count:
             emit(
                 Event.SPOOL_RECOVERED,
                 spool=str(spool.folder),
-                records=self._journal.count,
-                bytes=self._journal.bytes,
+                lane=lane.folder.name,
+                records=lane.journal.count,
+                bytes=lane.journal.bytes,
             )
-        self._thread.start()
 
     # ---- callers
 
-    def send(self, fields: Fields) -> Receipt:
-        return self.send_many([fields])[0]
+    def send(self, fields: Fields, receipt: DirectReceipt | None = None) -> Receipt:
+        return self.send_many((fields,))[0]
 
     def send_many(self, many: Sequence[Fields]) -> list[Receipt]:
         """All of them or none, in one write to the disk."""
         if self._refusal is not None:
             self._raise_refusal()
-        # The time of send(), not of the drain after an outage.
-        now = int(time.time() * 1000)
-        rows: list[Fields] = [(*fields[:5], fields[5] or now) for fields in many]
-        if self._journal.bytes >= self._spool.max_bytes:
-            self._wait_for_room()
-        if self._interrupted_send():
+        if self._writer.interrupted():
             raise SafeKafkaError(
                 "send() from a signal handler that interrupted a send() of the same thread. "
                 "Remedy: let the handler set a flag, and send from the program."
             )
-        receipts: list[Receipt] = [SpooledReceipt(self, fields) for fields in rows]
-        if not receipts:
-            return receipts
-        with self._appending:
-            self._appender = threading.get_ident()
-            try:
-                if self._refusal is not None:  # closed while we waited; the journal may be closed too
-                    raise self._refusal
-                last = self._journal.append(rows)
-                self._receipts.update(zip(range(last - len(rows) + 1, last + 1), receipts, strict=True))
-                self._announced = last
-            finally:
-                self._appender = None
-        if self._idle:
-            self._notify()
-        return receipts
+        receipts, rows = self._prepared(many)
+        if receipts:
+            self._writer.append(receipts, rows, time.monotonic() + self._max_block)
+            if self._parked:
+                self.ring()
+        return receipts  # type: ignore[return-value]
+
+    async def asend(self, fields: Fields) -> Receipt:
+        """`send()` for an event loop: the disk is waited for off the loop, in the order of the calls."""
+        await self._raise_refusal_async()
+        receipts, rows = self._prepared((fields,))
+        await self._writer.append_later(receipts, rows, time.monotonic() + self._max_block)
+        if self._parked:
+            self.ring()
+        return receipts[0]
 
     def produce(self, fields: Fields, on_delivery: Callable[..., Any]) -> None:
         self.send(fields)._add(lambda receipt: tell_raw(on_delivery, receipt, fields, None))
 
     def flush(self, timeout: float | None) -> int:
-        """Wait until Kafka has every record accepted before. Returns how many of them are still in the spool."""
+        """Wait until Kafka has every record accepted before, and callbacks have run. Returns how many of them are still
+        in the spool."""
         self.check_may_wait("flush()")
-        target = self._announced
-        if self._wait(lambda: self._open_from > target or self._ended, timeout):
-            return 0 if self._open_from > target else len(self)
-        return self._journal.count_up_to(target)
+        targets = [(drain, drain.journal.last_seq) for drain in self._sender.drains]
 
-    def poll(self, timeout: float | None) -> int:
-        """Wait for records to be settled. Returns how many were since the last time; 0 at once inside a callback."""
-        if self.on_own_thread():
-            return 0
-        self.check_owned()
-        self._wait(lambda: self._settled != self._polled or self._ended, timeout)
-        settled = self._settled
-        new, self._polled = settled - self._polled, settled
-        return new
+        def through() -> bool:
+            settled = all(drain.settled > target or not drain.journal.count for drain, target in targets)
+            return (settled and not self._resolved) or self._ended
+
+        with self._progressing:
+            self._flushing += 1
+            try:
+                self._wait_at_bell(through, timeout)
+            finally:
+                self._flushing -= 1
+        self._polled = self._reports()
+        if self._ended:
+            return sum(drain.journal.count for drain, _ in targets)
+        return sum(
+            drain.journal.count_up_to(target)
+            for drain, target in targets
+            if drain.journal.count and drain.settled <= target
+        )
 
     def __len__(self) -> int:
         self.check_owned()
-        return self._journal.count
+        return self._sender.pending
 
     def stats(self) -> ProducerStats:
         pending = len(self)
-        return ProducerStats(
-            pending=pending,
-            held=max(0, pending - len(self._in_flight)),
-            delivered=self._settled - self.failures.failed,
-            failed=self.failures.failed,
-            rebuilds=self._rebuilds,
-            sent_again=self._sent_again,
-            blocked_topics=tuple(sorted(self._blocked.copy())),
+        drains = list(self._sender.drains)
+        oldest_at = self._sender.oldest_at
+        return (
+            super()
+            .stats()
+            ._replace(
+                pending=pending,
+                held=max(0, pending - sum(len(drain.open) for drain in drains)),
+                bytes=sum(drain.journal.bytes for drain in drains),
+                rejected=0 if self._ended else sum(drain.journal.rejected_count() for drain in drains),
+                lanes=len(drains),
+                oldest_pending_seconds=None if oldest_at is None or not pending else max(0.0, time.time() - oldest_at),
+            )
         )
 
     def problems(self) -> list[str]:
-        return super().problems() + [f"topic {topic!r} refuses records" for topic in sorted(self._blocked.copy())]
+        found = super().problems()
+        if not self._disk_has_room or self._journal.bytes >= self._spool.max_bytes:
+            found.append(f"the spool {str(self._spool.folder)!r} is full")
+        if self._sender.failing:
+            found.append(f"the disk of the spool {str(self._spool.folder)!r} refuses")
+        return found
 
     def rejected(self) -> list[RejectedRecord]:
         self.check_owned()
         if self._ended and self._refusal is not None:
             raise self._refusal
-        return self._journal.rejected()
+        return rejected_in(self._spool.folder, self._spool.name)
 
     # ---- what receipts ask of their owner
 
@@ -214,278 +245,206 @@ class SpooledDelivery(Way):
 
     # ---- inside, callers' threads
 
-    def _wait_for_room(self) -> None:
-        if self.on_own_thread():
-            raise SpoolFullError("the spool is full, and this callback runs on the thread that makes room in it")
-
-        def has_room() -> bool:
-            return self._journal.bytes < self._spool.max_bytes or self._refusal is not None
-
-        if not self._wait(has_room, self._max_block):
-            raise SpoolFullError(
-                f"the spool {str(self._spool.folder)!r} held max_bytes={self._spool.max_bytes} for "
-                f"max_block={self._max_block} s; the record was not accepted, nothing was dropped."
-                f"{self._watch.diagnosis()} Remedy: send again later, or raise Spool(max_bytes=...)."
-            )
+    def _prepared(self, many: Sequence[Fields]) -> tuple[list[SpooledReceipt], list[bytes]]:
+        now = int(time.time() * 1000)  # the time of send(), not of the drain after an outage
+        drain = self._own
+        receipts, rows = [], []
+        for fields in many:
+            if not fields[5]:
+                topic, value, key, headers, partition, _ = fields
+                fields = topic, value, key, headers, partition, now
+            receipts.append(self.restored(drain, 0, fields, 0))
+            rows.append(encode(fields))
+        return receipts, rows
 
     def _interrupted_send(self) -> bool:
-        return self._appender == threading.get_ident()
+        return self._writer.interrupted() or super()._interrupted_send()
 
-    # ---- the sender thread
+    def _wait_for_room(self, deadline: float) -> None:
+        if self._has_room():
+            return
+        if self.on_own_thread():
+            raise SpoolFullError("the spool is full, and this callback runs on the thread that makes room in it")
+        if not self._told_full:
+            self._told_full = True
+            emit(Event.SPOOL_FULL, spool=str(self._spool.folder), why=self._what_is_full())
+        self._wait_at_bell(lambda: self._has_room() or self._refusal is not None, max(0.0, deadline - time.monotonic()))
+        if self._refusal is not None:
+            self._raise_refusal()
+        if not self._has_room():
+            raise SpoolFullError(
+                f"the spool {str(self._spool.folder)!r} was full for max_block={self._max_block} s: "
+                f"{self._what_is_full()}; the record was not accepted, nothing was dropped.{self._watch.diagnosis()} "
+                "Remedy: send again later, raise Spool(max_bytes=...), or free some room on the disk."
+            )
+        self._told_full = False
+
+    def _has_room(self) -> bool:
+        now = time.monotonic()
+        if now - self._free_looked_at > _FREE_LOOK_SECONDS:
+            self._free_looked_at = now
+            disk = os.statvfs(self._journal.path.parent)
+            self._disk_has_room = disk.f_bavail * disk.f_frsize >= self._spool.min_free_bytes
+        return self._disk_has_room and self._journal.bytes < self._spool.max_bytes
+
+    def _what_is_full(self) -> str:
+        if not self._disk_has_room:
+            return f"its disk has less than min_free_bytes={self._spool.min_free_bytes} left"
+        return f"it holds max_bytes={self._spool.max_bytes}"
+
+    # ---- the delivery thread: what the sender asks for
+
+    @property
+    def accepts_feeding(self) -> bool:
+        return self._fatal is None
+
+    @property
+    def unreachable(self) -> bool:
+        return bool(self._watch.unreachable_since)
+
+    @property
+    def blocked(self) -> dict[str, BlockedTopic]:
+        return self._held.blocked  # type: ignore[no-any-return]
+
+    def restored(self, drain: LaneDrain, seq: int, fields: Fields, size: int) -> SpooledReceipt:
+        """The receipt of a record that only the disk knew."""
+        receipt = _new(SpooledReceipt)  # not by __init__: a call for each record
+        receipt._owner = self
+        receipt._fields = fields
+        receipt._outcome = receipt._callbacks = None
+        receipt._sent_at = 0.0
+        receipt._drain = drain
+        receipt._seq = seq
+        receipt._size = size
+        return receipt
+
+    def hand_over(self, drain: LaneDrain, receipts: Sequence[SpooledReceipt]) -> None:
+        """To the client, in this order; or, while it is being replaced or a topic refuses, to `_held`."""
+        open_, ids, lane = self._open, self.record_ids, drain.id
+        sent_at = max(time.monotonic(), self._sent_at)
+        for receipt in receipts:
+            receipt._sent_at = sent_at = sent_at + _INSTANT  # what comes back is sorted by it
+            open_[receipt] = _STRAIGHT
+            produce = self._gate
+            if produce is not None:
+                topic, value, key, headers, partition, timestamp = receipt._fields  # type: ignore[misc]
+                if ids:  # as in `to_send`
+                    mine = ID_HEADER, b"%b-%d" % (lane, receipt._seq)
+                    headers = [mine] if headers is None else [*headers, mine]
+                try:
+                    produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
+                    continue
+                except (BufferError, KafkaException):
+                    pass  # `feed` of `recovery.py` will come to the same, and deal with it
+            with self._handing_over:
+                self._gate = None
+                self._held.add(receipt)
+        self._sent_at = sent_at
+
+    def acknowledged(self) -> None:
+        if self._waiting:
+            self._notify()
+
+    def tell_rejected(self, rejected: Iterable[tuple[SpooledReceipt, DeliveryError, str]]) -> None:
+        for receipt, failure, reason in rejected:
+            emit(Event.RECORD_REJECTED, topic=receipt.fields()[0], seq=receipt._seq, reason=reason)
+            self._watched.discard(receipt)
+            super()._end([(receipt, failure)])
+
+    def reject_held(self, topic: str, reason: str, error: KafkaError) -> None:
+        """The records of a topic that are on their way, but not with the client."""
+        with self._handing_over:
+            held = [one for one in self._open if one in self._held and one.fields()[0] == topic]
+            tried = {one: self._held.tried(one) for one in held}
+            for one in held:
+                self._held.remove(one)
+        for receipt in self._take_out(held):
+            self.reject(receipt, reason, error, tried[receipt])
+
+    # ---- the delivery thread: what is different
+
+    def _turn(self, seconds: float) -> None:
+        if self._flushing:
+            now = time.monotonic()
+            if now - self._flushed_at > _FLUSH_SECONDS:
+                self._flushed_at = now
+                self._sender.settle(now)
+        super()._turn(0.0 if self._sender.turn() else seconds)
+
+    def _take_reports(self, seconds: float) -> None:
+        if seconds and not self._open and self._sender.idle and self._drain_until is None:
+            self._parked = True
+            if self._sender.idle:  # once more: who appends now rings
+                self._bell.acquire(timeout=min(seconds, _IDLE_SECONDS))
+            self._parked = False
+            seconds = 0.0
+        super()._take_reports(min(seconds, _POLL_SECONDS) if self._gate is not None else seconds)
+
+    def _end(self, failures: Iterable[tuple[DirectReceipt, DeliveryError]]) -> None:
+        """What Kafka can never take goes to `rejected` first; its receipt is told when it is there."""
+        for receipt, failure in failures:
+            if isinstance(failure, DeliveryFailed):
+                assert failure.error is not None
+                self.reject(receipt, refusal_of(failure.error), failure.error)
+            else:  # it is on the disk: nobody has to handle it by hand
+                receipt._resolve(failure)
+                self._ending.pop(receipt, None)
+
+    def reject(self, receipt: DirectReceipt, reason: str, error: KafkaError, tried: bool = False) -> None:
+        assert isinstance(receipt, SpooledReceipt)
+        receipt._drain.refused(receipt, rejection(receipt, reason, error, tried), reason)
 
     def _work(self) -> None:
-        while self._drain_until is None or (self._open() and time.monotonic() < self._drain_until):
-            try:
-                self._step()
-            except (SpoolUnusableError, SpoolFullError) as error:  # the disk refused a read or a deletion: again later
-                if time.monotonic() >= self._not_before:
-                    emit(Event.SPOOL_SENDER_FAILING, error=str(error))
-                self._pause()
-                self._poll(_ACK_SECONDS)
-        if self._in_flight:
-            self._purge()  # or the client would go on sending records that we no longer see acknowledged
-        self._acknowledge(at_once=True)
-        if self._journal.count:
+        super()._work()
+        self._sender.settle(time.monotonic())
+        if len(self):
             emit(
                 Event.SPOOL_LEFT,
                 spool=str(self._spool.folder),
-                records=self._journal.count,
+                records=len(self),
                 remedy="they are sent by the next start of a producer with this spool",
             )
 
-    def _step(self) -> None:
-        fed = 0
-        if self._failed or self._fatal is not None:
-            self._recover()
-        else:
-            fed = self._feed()
-        if self._in_flight:
-            self._poll(0 if fed else _POLL_SECONDS)
-        else:
-            self._poll(0)
-            self._rest()
-        self._acknowledge()
-
-    def _open(self) -> bool:
-        """Whether anything accepted is not yet known to be in Kafka."""
-        return bool(self._in_flight or self._failed or self._rows) or self._cursor <= self._announced
-
-    def _feed(self) -> int:
-        """Hand rows to the client while the window has room. Returns how many."""
-        fed = 0
-        if time.monotonic() < self._not_before or len(self._delivered) > _WINDOW_RECORDS:
-            return fed
-        while fed < _READ_ROWS:
-            if not self._rows and not self._read():
-                break
-            row = self._rows[0]
-            single = row.seq <= self._one_by_one_to
-            if self._in_flight and (single or self._single or self._window_full(row)):
-                break
-            try:
-                self._hand_over(row)
-            except BufferError:
-                if not self._in_flight:  # else reports will make room
-                    self._fail_alone(
-                        KafkaError(KafkaError._QUEUE_FULL, "the client's buffer has no room for this record")
-                    )
-                break
-            except KafkaException as error:
-                self._fail_alone(error.args[0])
-                break
-            self._rows.popleft()
-            self._in_flight[row.seq] = row
-            self._in_flight_bytes += row.size
-            self._single = single
-            fed += 1
-        return fed
-
-    def _read(self) -> bool:
-        """Read the next rows from the disk; False if there are none."""
-        announced = self._announced
-        if self._cursor > announced:
-            return False
-        self._rows.extend(self._journal.read(self._cursor, announced, _READ_ROWS, _READ_BYTES))
-        self._cursor = self._rows[-1].seq + 1 if self._rows else announced + 1
-        return bool(self._rows)
-
-    def _window_full(self, row: StoredRecord) -> bool:
-        return len(self._in_flight) >= _WINDOW_RECORDS or self._in_flight_bytes + row.size > _WINDOW_BYTES
-
-    def _fail_alone(self, error: KafkaError) -> None:
-        self._failed.append(_Failure(self._rows.popleft(), error, alone=True))
-
-    def _hand_over(self, row: StoredRecord) -> None:
-        topic, value, key, headers, partition, timestamp = row.fields
-
-        def report(error: KafkaError | None, message: Message) -> None:
-            self._reported(row, error, message)
-
-        self.client.produce(
-            topic, value, key, partition=partition, on_delivery=report, timestamp=timestamp, headers=headers
-        )
-
-    def _reported(self, row: StoredRecord, error: KafkaError | None, message: Message) -> None:
-        del self._in_flight[row.seq]
-        self._in_flight_bytes -= row.size
-        if error is not None:
-            self._failed.append(_Failure(row, error, alone=self._single))
-            if judge(error) is Verdict.FATAL:
-                self._on_fatal(error)
-            return
-        self._delivered.append(row)
-        self._settled += 1
-        self._backoff = _BACKOFF_SECONDS[0]
-        self._watch.alive()
-        topic = row.fields[0]
-        if topic in self._blocked:
-            self._blocked.discard(topic)
-            emit(Event.TOPIC_UNBLOCKED, topic=topic)
-        receipt = self._receipts.pop(row.seq, None)
-        if receipt is not None:
-            receipt._delivered(message)
-            self._watched.discard(receipt)
-
-    def _poll(self, seconds: float) -> None:
-        self._serve(seconds, at_once=self._single)  # a lone record need not wait for linger.ms
-
-    def _rest(self) -> None:
-        """Nothing is in flight: sleep until something is appended, or the pause is over."""
-        with self._progress:
-            self._idle = True
-            waits = self._cursor > self._announced and not self._rows and not self._failed and self._fatal is None
-            paused = self._not_before - time.monotonic()
-            if waits and self._drain_until is None:
-                self._progress.wait(_ACK_SECONDS if self._delivered else _IDLE_SECONDS)
-            elif paused > 0:
-                self._progress.wait(min(paused, _ACK_SECONDS))
-            self._idle = False
-
-    def _acknowledge(self, at_once: bool = False) -> None:
-        """Delete what Kafka has, in batches; tell those who wait."""
-        now = time.monotonic()
-        due = at_once or len(self._delivered) >= _ACK_ROWS or now - self._acked_at >= _ACK_SECONDS
-        if self._delivered and due:
-            self._journal.delete([row.seq for row in self._delivered], sum(row.size for row in self._delivered))
-            self._delivered.clear()
-            self._acked_at = now
-        open_from = min(
-            next(iter(self._in_flight), self._cursor),
-            self._rows[0].seq if self._rows else self._cursor,
-            min((failure.row.seq for failure in self._failed), default=self._cursor),
-            self._cursor,
-        )
-        if due or open_from != self._open_from:
-            self._open_from = open_from
-            self._notify()
-
-    def _recover(self) -> None:
-        """Something came back with an error: settle it, and start again at the lowest row left.
-
-        First everything in flight has to be reported. After a fatal error a new client goes on (P6); what the old had
-        in flight may still succeed, so its reports are waited for, for a bounded time.
-        """
-        if self._in_flight:
-            if self._fatal is None or time.monotonic() < self._fatal_until:
-                return
-            self._purge()
-        self._acknowledge(at_once=True)
-        sent_again = len(self._failed) + len(self._in_flight)
-        self._failed.sort(key=lambda failure: failure.row.seq, reverse=True)
-        while self._failed:
-            self._settle_failure(self._failed[-1])  # the disk may refuse: then it is settled at the next turn
-            self._failed.pop()
-        if self._fatal is not None:
-            self._rebuild(sent_again)
-        self._rows.clear()
-        self._cursor = (
-            1  # what was delivered is deleted, so the lowest row is the oldest record that Kafka may not have
-        )
-
-    def _settle_failure(self, failure: _Failure) -> None:
-        verdict = judge(failure.error)
-        if verdict is Verdict.RECORD_BOUND and failure.alone:
-            self._reject(failure)
-        elif verdict is Verdict.RECORD_BOUND:
-            self._one_by_one_to = max(self._one_by_one_to, failure.row.seq)
-        elif verdict is Verdict.TOPIC_BOUND or failure.error.code() == KafkaError._QUEUE_FULL:
-            self._block(failure)
-        else:
-            self._pause()
-
-    def _reject(self, failure: _Failure) -> None:
-        row, reason = failure.row, refusal_of(failure.error)
-        self._journal.reject(row.seq, reason, row.size)
-        self._settled += 1
-        emit(Event.RECORD_REJECTED, topic=row.fields[0], seq=row.seq, reason=reason)
-        receipt = self._receipts.pop(row.seq, None) or SpooledReceipt(self, row.fields)
-        self._watched.discard(receipt)
-        self.failures.fail(
-            receipt,
-            DeliveryFailed(
-                f"record {row.seq} for topic {row.fields[0]!r} can't be taken by Kafka: {reason}. It is kept in "
-                f"rejected().",
-                as_record(row.fields),
-                failure.error,
-            ),
-        )
-
-    def _block(self, failure: _Failure) -> None:
-        """Not the record's fault: nothing is rejected for it. The record is sent again, after a pause that grows."""
-        topic = failure.row.fields[0]
-        if topic not in self._blocked:
-            self._blocked.add(topic)
-            emit(Event.TOPIC_BLOCKED, topic=topic, error=failure.error.name(), detail=failure.error.str())
-        self._pause()
-
-    def _pause(self) -> None:
-        now = time.monotonic()
-        if now >= self._not_before:
-            self._not_before = now + self._backoff
-            self._backoff = min(self._backoff * 2, _BACKOFF_SECONDS[1])
-
-    def _on_fatal(self, error: KafkaError) -> None:
-        if self._fatal is None:
-            self._fatal = error
-            self._fatal_until = time.monotonic() + _FATAL_WAIT_SECONDS
-
-    def _rebuild(self, sent_again: int) -> None:
-        assert self._fatal is not None
-        self._in_flight.clear()
-        self._in_flight_bytes = 0
-        self.client, self._watch = self._make_client()
-        if self._fatal.code() != KafkaError._GAPLESS_GUARANTEE:  # that one is how we keep order, and no fault
-            self._rebuilds += 1
-            self._sent_again += sent_again
-            emit(
-                Event.CLIENT_REBUILT, error=self._fatal.name(), detail=self._fatal.str(), records_sent_again=sent_again
-            )
-            self._pause()
-        self._fatal = None
-
-    def _purge(self) -> None:
-        self.client.purge()
-        give_up = time.monotonic() + PURGE_SECONDS
-        while self._in_flight and time.monotonic() < give_up:
-            self._poll(_POLL_SECONDS)
-
     def _settle(self) -> None:
         try:
-            with self._appending:  # a send() that got in before the refusal has registered its receipt by now
-                self._journal.close()
+            if not self._journals_closed:
+                self._journals_closed = True
+                self._writer.end(self._sender.close)
         finally:  # though the disk refuses
+            super()._settle()
             self._abandon_receipts()
 
     def _abandon_receipts(self) -> None:
-        for receipt in list(self._receipts.values()):
+        left = {*self._own.receipts.values(), *self._own.fresh, *self._own.rows, *self._watched}
+        for receipt in left:
             fields = receipt._fields
             if not receipt.done() and fields is not None:
-                receipt._resolve(
-                    DeliveryUnknown(
-                        f"record for topic {fields[0]!r} is on the disk in {str(self._spool.folder)!r}, not "
-                        f"known to be "
-                        "in Kafka: the producer ended first. The next start sends it.",
-                        as_record(fields),
-                    )
-                )
+                receipt._resolve(self._on_disk(fields))
         self._watched.clear()
+
+    def _given_up(self, receipt: DirectReceipt, if_held: str, if_with_client: str) -> DeliveryError:
+        return self._on_disk(receipt.fields())
+
+    def _on_disk(self, fields: Fields) -> DeliveryUnknown:
+        return DeliveryUnknown(
+            f"record for topic {fields[0]!r} is on the disk in {self._where!r}, not known to be in Kafka: "
+            "the producer ended first. The next start sends it.",
+            as_record(fields),
+        )
+
+
+def rejection(receipt: SpooledReceipt, reason: str, error: KafkaError, tried: bool = False) -> DeliveryError:
+    """What the receipt of a record is told that was moved aside."""
+    fields = receipt.fields()
+    kind = DeliveryUnknown if tried else DeliveryFailed
+    where = "may or may not be in Kafka" if tried else "is not in Kafka"
+    return kind(
+        f"record {receipt._seq} for topic {fields[0]!r} {where}: {reason}. It is kept in rejected().",
+        as_record(fields),
+        error,
+    )
+
+
+def _normal(bootstrap: str) -> str:
+    """The same list in another order is the same."""
+    return ",".join(sorted(part.strip() for part in bootstrap.split(",") if part.strip()))

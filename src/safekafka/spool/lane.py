@@ -1,0 +1,260 @@
+"""Lanes: the sub-folders of a spool, each owned by one process at a time.
+
+`lane-<n>/lock` is held (flock) by the process that writes the lane; the operating system frees it when that process
+dies, and a forked child gives its copy up at once. `lane-<n>/lane.json` says whose records these are: the spool's name,
+the bootstrap list they were accepted for, and the cluster's id once it is known. A lane is a slot, used again by
+whoever gets its lock; `id` goes into the header `safekafka.id` and is drawn anew for each lane that is made.
+
+Which lane: a starting producer takes over the first orphan (unlocked, with records) that is its equal, as its own, so
+that what it sends comes behind what was left; else a free slot, else a new one. Equal means: same spool name, and the
+same bootstrap list. Where both know the cluster's id, that decides, but at the start a producer does not know it.
+What is not equal is left in peace and reported (`lane_foreign`).
+
+Nothing here is touched by two threads at once: lanes are opened by the constructor, then by the sender thread alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from safekafka.errors import SpoolLockedError
+from safekafka.observe import Event, emit
+from safekafka.spool.config import Spool
+from safekafka.spool.crashpoint import passing
+from safekafka.spool.filesystem import look
+from safekafka.spool.journal import FILE, Journal, not_usable, sync_folder
+
+_PREFIX = "lane-"
+
+
+class Identity(NamedTuple):
+    """Whose records these are."""
+
+    spool: str
+    bootstrap: str
+    cluster: str | None
+
+    def equals(self, other: Identity) -> bool:
+        if self.spool != other.spool:
+            return False
+        if self.cluster is not None and other.cluster is not None:
+            return self.cluster == other.cluster
+        return self.bootstrap == other.bootstrap
+
+
+class Lane:
+    """An open lane, its lock held. Made by `own_lane` and `orphans`."""
+
+    def __init__(self, folder: Path, lock: FileLock, spool: Spool, identity: Identity) -> None:
+        self.folder = folder
+        self._lock = lock
+        passing("after_lock_before_open")
+        about = _about(folder)
+        self.id: str = about["id"] if about else secrets.token_hex(8)
+        self.identity = _identity(about) if about else identity
+        if about is None:
+            self._write()
+        self.journal = Journal(folder, spool.durability, refuse_damage=spool.on_damage == "refuse")
+        for loss in self.journal.losses:
+            tell_loss(folder, loss)
+        self.journal.losses.clear()
+
+    def belongs_to(self, identity: Identity) -> None:
+        """From now on, as far as it is known."""
+        if identity != self.identity:
+            self.identity = identity
+            self._write()
+
+    def close(self) -> None:
+        try:
+            self.journal.close()
+        finally:
+            self._lock.release()
+
+    def _write(self) -> None:
+        """Whole or not at all."""
+        spool, bootstrap, cluster = self.identity
+        about = {"id": self.id, "spool": spool, "bootstrap": bootstrap, "cluster": cluster}
+        new = self.folder / "lane.json.new"
+        try:
+            with new.open("w") as file:
+                json.dump(about, file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.folder / "lane.json")
+            sync_folder(self.folder)
+        except OSError as error:
+            raise not_usable(self.folder, error) from error
+
+
+def tell_loss(folder: Path, loss: Any) -> None:
+    emit(
+        Event.SPOOL_RECORDS_LOST,
+        lane=str(folder),
+        what=loss.what,
+        records=loss.records,
+        evidence=None if loss.evidence is None else str(loss.evidence),
+        remedy="check the disk; the evidence is kept as it was found",
+    )
+
+
+def own_lane(spool: Spool, identity: Identity) -> Lane:
+    """Take over an orphan, else a free slot, else make a new lane."""
+    _make_folder(spool.folder)
+    if warning := look(spool.folder, spool.durability):
+        emit(Event.SPOOL_ON_UNSAFE_DISK, spool=str(spool.folder), warning=warning)
+    free: list[tuple[Path, FileLock]] = []
+    try:
+        for folder in lane_folders(spool.folder):
+            lock = try_lock(folder)
+            if lock is None:
+                continue
+            about = _about(folder)
+            if about is None and (folder / FILE).exists():
+                _tell_foreign(folder, identity, "its lane.json is missing or unreadable")
+            elif about is not None and not _identity(about).equals(identity):
+                if has_records(folder):
+                    _tell_foreign(folder, identity, _whose(about))
+            elif has_records(folder):
+                return Lane(folder, lock, spool, identity)
+            else:
+                free.append((folder, lock))
+                continue
+            lock.release()
+        if free:
+            folder, lock = free.pop(0)
+            lane = Lane(folder, lock, spool, identity)
+            lane.belongs_to(identity._replace(cluster=lane.identity.cluster))
+            return lane
+    finally:
+        for _, lock in free:
+            lock.release()
+    return _new_lane(spool, identity)
+
+
+def orphans(spool: Spool, identity: Identity) -> Iterator[Lane]:
+    """Lanes with records of ours whose owner has died, opened one by one; whoever gets one has to close it."""
+    for folder in lane_folders(spool.folder):
+        about = _about(folder)
+        if about is None or not _identity(about).equals(identity) or not has_records(folder):
+            continue
+        lock = try_lock(folder)
+        if lock is None:
+            continue
+        passing("during_adoption")
+        yield Lane(folder, lock, spool, identity)
+
+
+def lane_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.name.startswith(_PREFIX) and path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def try_lock(folder: Path) -> FileLock | None:
+    """The lane's lock, or None if a living process has it."""
+    lock = FileLock(folder / "lock", thread_local=False)  # taken by the caller, released by the sender thread
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    except OSError as error:
+        raise not_usable(folder, error) from error
+    with contextlib.suppress(OSError):  # only for messages
+        (folder / "owner").write_text(str(os.getpid()))
+    return lock
+
+
+def lock_dead(folder: Path) -> FileLock:
+    """The lock of a lane that no process uses. Raises `SpoolLockedError`."""
+    lock = try_lock(folder)
+    if lock is None:
+        raise SpoolLockedError(f"{str(folder)!r} is in use by {owner_of(folder)}. Remedy: end that process first.")
+    return lock
+
+
+def owner_of(folder: Path) -> str:
+    with contextlib.suppress(OSError):
+        return f"process {int((folder / 'owner').read_text() or 0)}"
+    return "another process"
+
+
+def identity_of(folder: Path) -> tuple[str, Identity] | None:
+    """The lane's id and whose it is; None if nothing says so."""
+    about = _about(folder)
+    return None if about is None else (about["id"], _identity(about))
+
+
+def has_records(folder: Path) -> bool:
+    """Without opening the journal where the mark of its orderly end says that it is empty."""
+    if not (folder / FILE).exists():
+        return False
+    left = Journal.left_at_close(folder)
+    return left is None or left > 0
+
+
+def _new_lane(spool: Spool, identity: Identity) -> Lane:
+    taken = lane_folders(spool.folder)
+    number = int(taken[-1].name[5:]) + 1 if taken else 0
+    while True:
+        folder = spool.folder / f"{_PREFIX}{number}"
+        _make_folder(folder)
+        passing("lane_made_before_identity")
+        lock = try_lock(folder)
+        if lock is not None:
+            if _about(folder) is None and not (folder / FILE).exists():
+                return Lane(folder, lock, spool, identity)
+            lock.release()  # another process was quicker, and has gone again
+        number += 1
+
+
+def _about(folder: Path) -> dict[str, Any] | None:
+    try:
+        about = json.loads((folder / "lane.json").read_text())
+        return about if isinstance(about, dict) and {"id", "spool", "bootstrap", "cluster"} <= set(about) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _identity(about: dict[str, Any]) -> Identity:
+    return Identity(about["spool"], about["bootstrap"], about["cluster"])
+
+
+def _whose(about: dict[str, Any]) -> str:
+    return f"it is of the spool {about['spool']!r} for {about['bootstrap']} (cluster {about['cluster'] or 'unknown'})"
+
+
+def _tell_foreign(folder: Path, identity: Identity, why: str) -> None:
+    emit(
+        Event.LANE_FOREIGN,
+        lane=str(folder),
+        why=why,
+        ours=f"{identity.spool} for {identity.bootstrap}",
+        remedy="start the producer it belongs to, or look into it with: safekafka spool status",
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    """Create the folder and its parents, and sync each parent: else a power loss could take away the folder with the
+    records in it."""
+    missing = [folder, *folder.parents]
+    try:
+        for path in reversed([path for path in missing if not path.exists()]):
+            path.mkdir(exist_ok=True)
+            sync_folder(path.parent)
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "not a folder that can be written to")
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise not_usable(folder, error) from error
