@@ -211,13 +211,23 @@ class SafeProducer:
         """
         problems: list[str] = []
         many: list[Fields] = []
-        for position, record in enumerate(records):
+        plain, max_plain_bytes = self._plain, self._max_plain_bytes
+        for position, (topic, value, key, headers, partition, timestamp) in enumerate(records):
+            if (  # as in `send`
+                type(value) is bytes
+                and (key is None or type(key) is bytes)
+                and headers is None
+                and partition is None
+                and timestamp is None
+                and plain
+                and type(topic) is str
+                and topic in known_topics
+                and len(value) + (0 if key is None else len(key)) <= max_plain_bytes
+            ):
+                many.append((topic, value, key, None, -1, 0))
+                continue
             try:
-                many.append(
-                    self._checked(
-                        record.topic, record.value, record.key, record.headers, record.partition, record.timestamp
-                    )
-                )
+                many.append(self._checked(topic, value, key, headers, partition, timestamp))
             except InvalidRecordError as error:
                 problems += [f"record {position} (topic {error.topic!r}): {problem}" for problem in error.problems]
         if problems:

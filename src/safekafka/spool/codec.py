@@ -19,6 +19,10 @@ _PAIR = struct.Struct("<ii")
 def encode(fields: Fields) -> bytes:
     topic, value, key, headers, partition, timestamp = fields
     name = topic.encode()
+    if headers is None and value is not None:  # the commonest, in few steps
+        if key is None:
+            return _HEAD.pack(partition, timestamp, len(name), len(value), -1, -1) + name + value
+        return _HEAD.pack(partition, timestamp, len(name), len(value), len(key), -1) + name + value + key
     head = _HEAD.pack(
         partition,
         timestamp,

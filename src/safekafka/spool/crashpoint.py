@@ -34,6 +34,7 @@ _name, _, _passage = os.environ.get("SAFEKAFKA_CRASH_POINT", "").partition(":")
 if _name and _name not in POINTS:
     raise ValueError(f"SAFEKAFKA_CRASH_POINT names no crash point: {_name!r}. There are: {', '.join(POINTS)}")
 _left = int(_passage or 1)
+armed = bool(_name)
 
 
 def passing(point: str) -> None:

@@ -77,7 +77,7 @@ class LaneView:
     def status(self, owner: str | None) -> LaneStatus:
         about = identity_of(self.folder)
         whose = about[1] if about else None
-        _, count, size = self._row("SELECT last_seq, count, bytes FROM state")
+        count, size = self._row("SELECT count(*), coalesce(sum(length(fields)), 0) FROM record")
         oldest = next(self.records(1), None)
         return LaneStatus(
             self.folder,
@@ -117,8 +117,9 @@ class LaneView:
                 found += 1
                 if type(data) is not bytes or checksum(seq, data) != crc:
                     bad.append(seq)
-            count = self._row("SELECT count FROM state")[0]
-            return Verification(found, tuple(bad), max(0, count - found), tuple(problems))
+            last_seq, gone = self._row("SELECT last_seq, gone FROM state")
+            last_seq = max(last_seq, self._row("SELECT coalesce(max(seq), 0) FROM record")[0])
+            return Verification(found, tuple(bad), max(0, last_seq - gone - found), tuple(problems))
         except sqlite3.DatabaseError as error:
             return Verification(0, (), 0, (str(error),))
         finally:

@@ -4,7 +4,8 @@ Format (schema 2)
 - `journal.sqlite3`. Table `record`: a row for each record that Kafka does not have yet. `seq` is strictly increasing
   and never used twice; `fields` is the record (`codec.py`); `crc` its checksum, over `seq` as well. `rejected`: records
   that Kafka can never take, with the reason and the time (ms). `damaged`: rows whose checksum did not match, as they
-  were found. `state`: the highest `seq` ever given, and how many records and bytes there must be.
+  were found. `state`, written when records go: the highest `seq` so far, and how many have gone; so it is known how
+  many there must be.
 - `high`: the highest `seq` again, in a file of its own, written behind each commit and never synced; and whether the
   journal was closed in order. So records that a damaged or truncated write-ahead log took with it are missed, and
   counted: SQLite itself passes over them in silence.
@@ -43,7 +44,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from safekafka.errors import SpoolCorruptError, SpoolFullError, SpoolUnusableError
 from safekafka.record import Fields
 from safekafka.spool.codec import checksum, decode
-from safekafka.spool.crashpoint import passing
+from safekafka.spool.crashpoint import armed, passing
 
 FILE, HIGH = "journal.sqlite3", "high"
 SCHEMA_VERSION = 2
@@ -52,15 +53,19 @@ _SCHEMA = (
     "CREATE TABLE rejected (seq INTEGER PRIMARY KEY, fields BLOB NOT NULL, crc INTEGER NOT NULL, reason TEXT NOT NULL,"
     " at INTEGER NOT NULL)",
     "CREATE TABLE damaged (seq INTEGER PRIMARY KEY, fields BLOB, crc INTEGER, at INTEGER NOT NULL)",
-    "CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), last_seq INTEGER NOT NULL, count INTEGER NOT NULL,"
-    " bytes INTEGER NOT NULL)",
-    "INSERT INTO state VALUES (1, 0, 0, 0)",
+    "CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), last_seq INTEGER NOT NULL, gone INTEGER NOT NULL)",
+    "INSERT INTO state VALUES (1, 0, 0)",
 )
 _LOG_PAGES = 1_000  # checkpoint when the write-ahead log has so many: 4 MB
 _LOG_BYTES = 8 << 20  # a log that grew beyond is cut back
 _FREE_PAGES = 1_024  # kept for what comes; more are given back to the file system, in steps
 _VACUUM_PAGES = 256
 _FORK_SECONDS = 5.0
+# Rows and runs go many to a statement: at each one Python gives up its interpreter lock, and gets it back late when
+# other threads are busy.
+_INSERTS = {rows: f"INSERT INTO record VALUES {', '.join(['(?, ?, ?)'] * rows)}" for rows in (1_000, 100, 10, 1)}
+_DELETE_RUNS = 32
+_DELETE = f"DELETE FROM record WHERE {' OR '.join(['seq BETWEEN ? AND ?'] * _DELETE_RUNS)}"
 _HIGH = struct.Struct("<QQBI")  # highest seq, records left, closed in order, checksum
 
 Connect = Callable[[Path], Any]
@@ -125,22 +130,19 @@ class Journal:
         passing("before_append")
         with self._lock:
             first = self.last_seq + 1
-            last = self.last_seq + len(rows)
-            count, size = self.count + len(rows), self.bytes + sum(map(len, rows))
+            statements = _inserts(first, rows)
             try:
-                with self._transaction():
-                    if len(rows) == 1:
-                        self._writer.execute(
-                            "INSERT INTO record VALUES (?, ?, ?)", (first, rows[0], checksum(first, rows[0]))
-                        )
-                    else:
-                        self._writer.executemany(
-                            "INSERT INTO record VALUES (?, ?, ?)",
-                            [(seq, data, checksum(seq, data)) for seq, data in enumerate(rows, first)],
-                        )
-                    self._keep_state(last, count, size)
-                    passing("after_append_before_commit")
-                self.last_seq, self.count, self.bytes = last, count, size
+                if len(statements) == 1 and not armed:  # a transaction by itself
+                    try:
+                        self._writer.execute(*statements[0])
+                    except sqlite3.Error as error:
+                        raise _storage_error(error, self.path) from error
+                else:
+                    with self._transaction():
+                        for statement in statements:
+                            self._writer.execute(*statement)
+                        passing("after_append_before_commit")
+                self._appended(len(rows), sum(map(len, rows)))
             except (SpoolUnusableError, SpoolFullError, SpoolCorruptError):
                 raise
             except BaseException:  # a signal handler raised: only the file knows whether the commit was made
@@ -155,13 +157,16 @@ class Journal:
         runs = list(runs_of(sorted(seqs)))
         with self._unsynced():
             with self._transaction():
-                deleted = self._writer.executemany("DELETE FROM record WHERE seq BETWEEN ? AND ?", runs).rowcount
-                count, size = self.count - deleted, self.bytes - freed
-                if deleted != sum(last - first + 1 for first, last in runs):  # a damaged file lacked some
-                    count, size = self._totals()
-                self._keep_state(self.last_seq, count, size)
+                deleted = 0
+                for start in range(0, len(runs), _DELETE_RUNS):
+                    bounds = [bound for run in runs[start : start + _DELETE_RUNS] for bound in run]
+                    bounds += [0] * (2 * _DELETE_RUNS - len(bounds))
+                    deleted += self._writer.execute(_DELETE, bounds).rowcount
+                self._keep_state(deleted)
                 passing("after_delete_before_commit")
-            self.count, self.bytes = count, size
+            self.count, self.bytes = self.count - deleted, self.bytes - freed
+            if deleted != sum(last - first + 1 for first, last in runs):  # a damaged file lacked some
+                self.count, self.bytes = self._totals()
         passing("after_delete")
 
     def reject(self, rows: Sequence[tuple[int, int, str]]) -> None:
@@ -176,7 +181,7 @@ class Journal:
                     [(reason, now, seq) for seq, _, reason in rows],
                 )
                 self._writer.executemany("DELETE FROM record WHERE seq = ?", [(seq,) for seq, _, _ in rows])
-                self._keep_state(self.last_seq, self.count - len(rows), self.bytes - freed)
+                self._keep_state(len(rows))
                 passing("after_reject_before_commit")
             self.count -= len(rows)
             self.bytes -= freed
@@ -196,23 +201,19 @@ class Journal:
                     (int(time.time() * 1000), first, last),
                 )
                 self._writer.execute("DELETE FROM record WHERE seq BETWEEN ? AND ?", (first, last))
+            self._keep_state(len(seqs))
             self.count, self.bytes = self._totals()
-            self._keep_state(self.last_seq, self.count, self.bytes)
 
     def requeue(self, seqs: Sequence[int]) -> int:
         """Rejected records go to the end of the line again, with new numbers. Returns how many."""
         with self._lock:
             rows = self._selected("rejected", seqs)
-            last = self.last_seq + len(rows)
-            size = sum(len(data) for _, data in rows)
+            data = [fields for _, fields in rows]
             with self._transaction():
-                self._writer.executemany(
-                    "INSERT INTO record VALUES (?, ?, ?)",
-                    [(new, data, checksum(new, data)) for new, (_, data) in enumerate(rows, self.last_seq + 1)],
-                )
+                for statement in _inserts(self.last_seq + 1, data):
+                    self._writer.execute(*statement)
                 self._writer.executemany("DELETE FROM rejected WHERE seq = ?", [(seq,) for seq, _ in rows])
-                self._keep_state(last, self.count + len(rows), self.bytes + size)
-            self.last_seq, self.count, self.bytes = last, self.count + len(rows), self.bytes + size
+            self._appended(len(data), sum(map(len, data)))
             self._mark(closed=False)
             return len(rows)
 
@@ -345,8 +346,8 @@ class Journal:
                 f"{str(self.path)!r}: {self.losses[0].what}. Remedy: check the disk; on_damage='set_aside' sends what "
                 "is left."
             )
-        with self._transaction():
-            self._keep_state(self.last_seq, self.count, self.bytes)
+        with self._transaction():  # what is lost is missed once
+            self._writer.execute("UPDATE state SET last_seq = ?, gone = ?", (self.last_seq, self.last_seq - self.count))
 
     def _open(self) -> None:
         self._writer = self._connect(self.path)
@@ -377,18 +378,16 @@ class Journal:
 
     def _count(self) -> None:
         """What the file says. Rows that it must have and has not are a loss."""
-        last_seq, count, size = self._writer.execute("SELECT last_seq, count, bytes FROM state").fetchone()
+        last_seq, gone = self._writer.execute("SELECT last_seq, gone FROM state").fetchone()
         self.last_seq = max(
             last_seq,
             self._one("SELECT coalesce(max(seq), 0) FROM record"),
             self._one("SELECT coalesce(max(seq), 0) FROM rejected"),
         )
-        found = self._one("SELECT count(*) FROM record")
-        self.count, self.bytes = count, size
-        if found != count:
-            if found < count:
-                self.losses.append(Loss(f"{FILE} lacks {count - found} of its {count} records", count - found, None))
-            self.count, self.bytes = self._totals()
+        self.count, self.bytes = self._totals()
+        missing = self.last_seq - gone - self.count
+        if missing > 0:
+            self.losses.append(Loss(f"{FILE} lacks {missing} of its {self.count + missing} records", missing, None))
 
     def _totals(self) -> tuple[int, int]:
         return self._one("SELECT count(*) FROM record"), self._one(
@@ -432,8 +431,12 @@ class Journal:
                 raise _storage_error(error, self.path) from error
             raise
 
-    def _keep_state(self, last_seq: int, count: int, size: int) -> None:
-        self._writer.execute("UPDATE state SET last_seq = ?, count = ?, bytes = ?", (last_seq, count, size))
+    def _appended(self, rows: int, size: int) -> None:
+        self.last_seq, self.count, self.bytes = self.last_seq + rows, self.count + rows, self.bytes + size
+
+    def _keep_state(self, gone: int) -> None:
+        """So many records go in this transaction."""
+        self._writer.execute("UPDATE state SET last_seq = max(last_seq, ?), gone = gone + ?", (self.last_seq, gone))
 
     # -- the mark of the highest sequence number
 
@@ -497,6 +500,20 @@ def _forget_all() -> None:
 
 
 os.register_at_fork(before=_be_quiet, after_in_parent=_go_on, after_in_child=_forget_all)
+
+
+def _inserts(first: int, rows: Sequence[bytes]) -> list[tuple[str, list[Any]]]:
+    """Statements that write the rows, with their parameters."""
+    statements: list[tuple[str, list[Any]]] = []
+    start = 0
+    for size, statement in _INSERTS.items():
+        while len(rows) - start >= size:
+            values: list[Any] = []
+            for seq, data in enumerate(rows[start : start + size], first + start):
+                values += (seq, data, checksum(seq, data))
+            statements.append((statement, values))
+            start += size
+    return statements
 
 
 def runs_of(seqs: Sequence[int]) -> Iterator[tuple[int, int]]:

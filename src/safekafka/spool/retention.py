@@ -59,7 +59,8 @@ class RetentionWatch:
     def _ask(self, topic: str, age_seconds: float) -> None:
         resource = ConfigResource(ResourceType.TOPIC, topic)
         try:
-            answers = self._make_admin().describe_configs([resource], request_timeout=_ANSWER_SECONDS)
+            admin = self._make_admin()  # has a name until it has answered: dropped, it breaks its questions off
+            answers = admin.describe_configs([resource], request_timeout=_ANSWER_SECONDS)
             retention = retention_of(answers[resource].result())
         except KafkaException:  # not reached, or not allowed to know: asked again
             return

@@ -54,9 +54,9 @@ def salvage(folder: Path, last_seq: int, connect: Connect, make_tables: Callable
                 new.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)
             passing("during_salvage")
         new.execute(
-            "UPDATE state SET last_seq = max(?, (SELECT coalesce(max(seq), 0) FROM record)), count = (SELECT count(*)"
-            " FROM record), bytes = (SELECT coalesce(sum(length(fields)), 0) FROM record)",
-            (last_seq,),
+            "UPDATE state SET last_seq = max(?, (SELECT coalesce(max(seq), 0) FROM record)), gone = max(?, (SELECT"
+            " coalesce(max(seq), 0) FROM record)) - (SELECT count(*) FROM record)",
+            (last_seq, last_seq),
         )
         new.execute("COMMIT")
     evidence = folder / f"damaged-{int(time.time() * 1000)}.sqlite3"

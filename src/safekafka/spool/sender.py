@@ -71,6 +71,41 @@ _AGE_SECONDS = 5.0
 _ASK_SECONDS = 5.0
 
 
+class _Ref(weakref.ref["SpooledReceipt"]):
+    __slots__ = ("seq",)
+    seq: int
+
+
+class _Receipts:
+    """Receipts of records that are only on the disk, by number: weak, so a program that keeps none pays no memory in an
+    outage. As `weakref.WeakValueDictionary`, at a third of its cost. Each step is atomic."""
+
+    def __init__(self) -> None:
+        refs: dict[int, _Ref] = {}
+        self._refs = refs
+
+        def forget(ref: _Ref) -> None:
+            if refs.get(ref.seq) is ref:
+                del refs[ref.seq]
+
+        self._forget = forget
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def add(self, receipt: SpooledReceipt) -> None:
+        ref = _Ref(receipt, self._forget)
+        ref.seq = receipt._seq
+        self._refs[ref.seq] = ref
+
+    def pop(self, seq: int) -> SpooledReceipt | None:
+        ref = self._refs.pop(seq, None)
+        return None if ref is None else ref()
+
+    def all(self) -> list[SpooledReceipt]:
+        return [receipt for ref in list(self._refs.values()) if (receipt := ref()) is not None]
+
+
 class LaneDrain:
     """One lane's way to Kafka."""
 
@@ -81,6 +116,7 @@ class LaneDrain:
         self.id = lane.id.encode()
         self.own = own
         self.cursor = 1  # the next number to hand over
+        self.announced = lane.journal.last_seq  # read up to here: what comes behind may not have its receipt yet
         self.rows: deque[SpooledReceipt] = deque()  # read from the disk
         self.fresh: deque[SpooledReceipt] = deque()  # from memory; filled by those who append, under the writer's lock
         self.fresh_in = self.fresh_out = 0  # bytes; the one is the appenders', the other ours
@@ -91,8 +127,7 @@ class LaneDrain:
         self.rejecting: dict[int, tuple[SpooledReceipt, DeliveryError, str]] = {}
         self.skipped: dict[Group, int] = {}  # where to start again for each
         self.settled = 0  # `settled_below`, for those who wait
-        # Receipts of records that are only on the disk: weak, so a program that keeps none pays no memory in an outage.
-        self.receipts: weakref.WeakValueDictionary[int, SpooledReceipt] = weakref.WeakValueDictionary()
+        self.receipts = _Receipts()
 
     @property
     def settled_below(self) -> int:
@@ -113,7 +148,8 @@ class LaneDrain:
                 self.fresh_in += size
                 self.fresh.append(receipt)
             else:
-                self.receipts[seq] = receipt
+                self.receipts.add(receipt)
+        self.announced = first + len(receipts) - 1
 
     def ready(self) -> deque[SpooledReceipt] | None:
         """The line whose first is the record to hand over next."""
@@ -128,7 +164,7 @@ class LaneDrain:
                 self.fresh_out += fresh.popleft()._size
             if fresh and fresh[0]._seq == cursor:
                 return fresh
-            last = fresh[0]._seq - 1 if fresh else self.journal.last_seq
+            last = fresh[0]._seq - 1 if fresh else self.announced
             if cursor > last:
                 return None
             if not self._read(last):
@@ -158,7 +194,7 @@ class LaneDrain:
                 taken.append(receipt)
             else:
                 self.skipped.setdefault(group, seq)
-                self.receipts[seq] = receipt
+                self.receipts.add(receipt)
             self.cursor = cursor = seq + 1
             line.popleft()
             if in_order:
@@ -183,11 +219,12 @@ class LaneDrain:
         if damaged:
             self.journal.set_aside(damaged)
             emit(Event.RECORD_DAMAGED, lane=str(self.lane.folder), seqs=shown(damaged), records=len(damaged))
-        open_, done, rejecting, known = self.open, self.done, self.rejecting, self.receipts
+        open_, done, rejecting = self.open, self.done, self.rejecting
+        known = self.receipts if len(self.receipts) else None
         restored = self.sender.delivery.restored
         for seq, fields, size in stored:
             if seq not in open_ and seq not in done and seq not in rejecting:
-                receipt = known.pop(seq, None) if known else None
+                receipt = known.pop(seq) if known is not None else None
                 self.rows.append(restored(self, seq, fields, size) if receipt is None else receipt)
         if stored:
             if not self.rows:
@@ -284,7 +321,7 @@ class Sender:
     def idle(self) -> bool:
         """Nothing to do before somebody appends: nothing open, nothing to be handed over now."""
         return all(
-            not drain.open and not drain.done and not drain.rejecting and drain.cursor > drain.journal.last_seq
+            not drain.open and not drain.done and not drain.rejecting and drain.cursor > drain.announced
             for drain in self.drains
         )
 
@@ -538,7 +575,7 @@ class Sender:
                 first = stored[-1][0] + 1
                 for seq, fields, size in stored:
                     if fields[0] == topic and seq not in drain.open and seq not in drain.rejecting:
-                        receipt = drain.receipts.pop(seq, None) or self.delivery.restored(drain, seq, fields, size)
+                        receipt = drain.receipts.pop(seq) or self.delivery.restored(drain, seq, fields, size)
                         self.delivery.reject(receipt, reason, error)
                 drain.acknowledge()
 

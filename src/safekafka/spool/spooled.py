@@ -249,11 +249,15 @@ class SpooledDelivery(DirectDelivery):
         now = int(time.time() * 1000)  # the time of send(), not of the drain after an outage
         drain = self._own
         receipts, rows = [], []
-        for fields in many:
-            if not fields[5]:
-                topic, value, key, headers, partition, _ = fields
-                fields = topic, value, key, headers, partition, now
-            receipts.append(self.restored(drain, 0, fields, 0))
+        for topic, value, key, headers, partition, timestamp in many:
+            fields = topic, value, key, headers, partition, timestamp or now
+            receipt = _new(SpooledReceipt)  # not by __init__: a call for each record
+            receipt._owner = self
+            receipt._fields = fields
+            receipt._outcome = receipt._callbacks = None
+            receipt._sent_at = 0.0
+            receipt._drain = drain
+            receipts.append(receipt)
             rows.append(encode(fields))
         return receipts, rows
 
@@ -308,14 +312,8 @@ class SpooledDelivery(DirectDelivery):
 
     def restored(self, drain: LaneDrain, seq: int, fields: Fields, size: int) -> SpooledReceipt:
         """The receipt of a record that only the disk knew."""
-        receipt = _new(SpooledReceipt)  # not by __init__: a call for each record
-        receipt._owner = self
-        receipt._fields = fields
-        receipt._outcome = receipt._callbacks = None
-        receipt._sent_at = 0.0
-        receipt._drain = drain
-        receipt._seq = seq
-        receipt._size = size
+        receipt = SpooledReceipt(self, fields)
+        receipt._drain, receipt._seq, receipt._size = drain, seq, size
         return receipt
 
     def hand_over(self, drain: LaneDrain, receipts: Sequence[SpooledReceipt]) -> None:
@@ -415,7 +413,7 @@ class SpooledDelivery(DirectDelivery):
             self._abandon_receipts()
 
     def _abandon_receipts(self) -> None:
-        left = {*self._own.receipts.values(), *self._own.fresh, *self._own.rows, *self._watched}
+        left = {*self._own.receipts.all(), *self._own.fresh, *self._own.rows, *self._watched}
         for receipt in left:
             fields = receipt._fields
             if not receipt.done() and fields is not None:

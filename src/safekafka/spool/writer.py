@@ -8,8 +8,8 @@ the line.
 
 Threads: `append` on any; `append_later` on an event loop, whose entries a thread of ours commits (made by the first of
 them; it also waits for room in their place, so tasks are let in in the order they came). `_lock` is held over the
-commit, with the journal's locks inside it; nothing of the user's runs under it. `_owner` is the thread that has it: a
-signal handler on top of that must not wait for the lock.
+commit, with the journal's locks inside it; nothing of the user's runs under it. It is reentrant, since only of such a
+lock it can be told whether this thread has it: for a signal handler that sends on top of an append is refused.
 
 A signal handler may raise in the middle of a commit. What it was at is in `_committing` until it is told, so the next
 one with the lock sees from the journal whether it was made, and tells those who wait or puts their entries back.
@@ -65,8 +65,7 @@ class Writer(Generic[R]):
         self._accepted = accepted
         self._wait_for_room = wait_for_room
         self._refusal = refusal
-        self._lock = threading.Lock()
-        self._owner: int | None = None
+        self._lock = threading.RLock()
         self._line: deque[_Entry[R]] = deque()
         self._committing: tuple[int, list[_Entry[R]]] | None = None
         self._later: deque[_Entry[R]] = deque()  # of tasks, not yet in the line
@@ -83,12 +82,17 @@ class Writer(Generic[R]):
             try:
                 while not entry.done:
                     if self._lock.acquire(blocking=False):
-                        self._commit_and_pass_on()
+                        self._commit()
+                        self._lock.release()
+                        self._wake_first()
                     else:
                         entry.signal.acquire()
-            except BaseException:
+            except BaseException:  # a signal handler's, at any point
                 with contextlib.suppress(ValueError):  # it was taken by a commit
                     self._line.remove(entry)
+                if self.interrupted():
+                    self._look_at_broken_off()  # what is on the disk is told all the same
+                    self._lock.release()
                 self._wake_first()
                 raise
             if entry.error is None:
@@ -125,7 +129,7 @@ class Writer(Generic[R]):
 
     def interrupted(self) -> bool:
         """Whether this thread is inside `append()` already: a signal handler runs on top of it."""
-        return self._owner == threading.get_ident()
+        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]
 
     def end(self, close: Callable[[], None]) -> None:
         """Nothing is accepted any more (`refusal` says so): who stands in the line is told, then `close` is called with
@@ -141,16 +145,6 @@ class Writer(Generic[R]):
         self._bell.set()
 
     # ---- inside
-
-    def _commit_and_pass_on(self) -> None:
-        """With the lock held; given back here."""
-        try:
-            self._owner = threading.get_ident()
-            self._commit()
-        finally:
-            self._owner = None
-            self._lock.release()
-        self._wake_first()
 
     def _wake_first(self) -> None:
         """Of those who came while the lock was held: they found it so, and wait."""
@@ -173,15 +167,15 @@ class Writer(Generic[R]):
             self._committing = None
             return
         if refusal is not None:  # closed while we waited; the journal may be closed too
-            self._committing = None
             self._tell(entries, refusal)
+            self._committing = None
             return
         try:
             rows = entries[0].rows if len(entries) == 1 else [row for entry in entries for row in entry.rows]
             first = self._journal.append(rows)
         except (SafeKafkaError, OSError) as error:
-            self._committing = None
             self._tell(entries, error)
+            self._committing = None
             return
         self._announce(first, entries)
         passing("after_commit_before_return")
@@ -190,8 +184,8 @@ class Writer(Generic[R]):
         for entry in entries:
             self._accepted(first, entry.receipts, entry.rows)
             first += len(entry.rows)
-        self._committing = None
         self._tell(entries, None)
+        self._committing = None
 
     def _look_at_broken_off(self) -> None:
         if self._committing is None:
@@ -200,8 +194,10 @@ class Writer(Generic[R]):
         if self._journal.last_seq > before:
             self._announce(before + 1, entries)
         else:
+            for entry in reversed(entries):
+                if not entry.done and entry not in self._line:
+                    self._line.appendleft(entry)
             self._committing = None
-            self._line.extendleft(entry for entry in reversed(entries) if entry not in self._line)
 
     def _tell(self, entries: Sequence[_Entry[R]], error: Exception | None) -> None:
         awaiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
@@ -235,11 +231,12 @@ class Writer(Generic[R]):
                 later.remove(first)
             self._tell([first], error)
             return
-        self._lock.acquire()
-        with contextlib.suppress(IndexError):
-            while later:
-                self._line.append(later.popleft())
-        self._commit_and_pass_on()
+        with self._lock:
+            with contextlib.suppress(IndexError):
+                while later:
+                    self._line.append(later.popleft())
+            self._commit()
+        self._wake_first()
 
 
 def _ring(entry: _Entry[Any]) -> None:
