@@ -44,11 +44,15 @@ soak: $(VENV)/.ready
 	@test -n "$(SUITE)" || { echo "name the suite: make soak SUITE=crash SCALE=10 (one of: $$(ls -d tests/*/ | xargs -n1 basename | grep -v -e programs -e __ | tr '\n' ' '))"; exit 1; }
 	SAFEKAFKA_SCALE=$(SCALE) $(PYTEST) tests/$(SUITE) $(TEST_ARGS)
 
-# The peers live in .venv-bench, which sets itself up too. Options: make bench-producer BENCH_ARGS='--cluster mock --quick'
-.PHONY: bench-producer
+# The benchmarks live in .venv-bench, which sets itself up too. Options: make bench-spool BENCH_ARGS='--quick'
+.PHONY: bench-producer bench-spool
 bench-producer:
 	@$(PYTHON) -m benchmarks.producer.environment
 	@.venv-bench/bin/python -m benchmarks.producer $(BENCH_ARGS)
+
+bench-spool:
+	@$(PYTHON) -m benchmarks.common.environment
+	@.venv-bench/bin/python -m benchmarks.spool $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-bench .pytest_tmp .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.producer.clusters import MockBrokers
-from benchmarks.producer.plan import Plan, say
+from benchmarks.common.clusters import MockBrokers
+from benchmarks.common.plan import say
+from benchmarks.producer.plan import Plan
 from benchmarks.producer.processes import run_worker
 
 PENDING = ("safekafka", "safekafka-produce", "raw", "raw-callback", "raw-future", "aiokafka", "kafka-python")

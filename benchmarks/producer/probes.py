@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from benchmarks.producer.setup import Setup
+from benchmarks.common.setup import Setup
 from confluent_kafka import KafkaException, Producer
 
 from safekafka import SafeProducer

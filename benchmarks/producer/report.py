@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from statistics import median
 
+from benchmarks.common.figures import cpu_micros, per_second
+from benchmarks.common.journal import Results
+from benchmarks.common.report import about_run, failures
+from benchmarks.common.setup import BATCH_BYTES, BUFFER_RECORDS, LINGER_MS, PARTITIONS
+from benchmarks.common.tables import shown, table
 from benchmarks.producer.compared import compared
 from benchmarks.producer.contestants import BASE, CONTESTANTS
-from benchmarks.producer.journal import Results, Row
-from benchmarks.producer.setup import BATCH_BYTES, BUFFER_RECORDS, LINGER_MS, PARTITIONS
-from benchmarks.producer.tables import shown, table
 
 CLUSTERS = {"mock": "Mock brokers in a process of their own", "real": "Three Apache Kafka brokers"}
 _PROBES = {
@@ -20,27 +22,14 @@ _PROBES = {
 
 def render(results: Results) -> str:
     """The report as Markdown."""
-    parts = [_head, _throughput, _latency, _pending, _flat, _contestants, _failures]
+    parts = [_head, _throughput, _latency, _pending, _flat, _contestants, failures]
     return "\n".join(text for part in parts if (text := part(results)))
 
 
-def per_second(row: Row) -> float:
-    return float(row["records"] / row["wall"])
-
-
-def cpu_micros(row: Row) -> float:
-    return float(row["cpu"] / row["records"] * 1e6)
-
-
 def _head(results: Results) -> str:
-    run = results.of("run")[0]
-    machine = "\n".join(f"- {name}: {value}" for name, value in run["machine"].items())
     return f"""# Producer benchmark
 
-`{run["command"]}`, seed {run["seed"]}, {run["date"]}. Written by the program; every figure is from this one run.
-
-{machine}
-
+{about_run(results)}
 All with `acks=all` and idempotence, {PARTITIONS} partitions with three replicas, records without a key, linger
 {LINGER_MS} ms, batches of up to {BATCH_BYTES:,} bytes, and, where the client knows such a limit, a buffer of
 {BUFFER_RECORDS:,} records. Every run is a fresh process, which connects and has one record acknowledged before the
@@ -156,17 +145,3 @@ def _contestants(results: Results) -> str:
             lines.append([contestant.title, row["version"], on, contestant.how])
     columns = ["", "version", "confluent-kafka / librdkafka", "how it sends"]
     return f"## Contestants\n\n{table(columns, lines, figures=False)}" if lines else ""
-
-
-def _failures(results: Results) -> str:
-    lines = []
-    for row in results.of("failure"):
-        where = ", ".join(f"{name} {row[name]}" for name in ("cluster", "size", "linger", "round") if name in row)
-        lines.append(f"- {row['peer']} ({where}): `{_last_line(row['error'])}`")
-    about = "A contestant that does not come to its end, or whose count is wrong, is out from there on."
-    return "## Failures\n\n" + about + "\n\n" + "\n".join(lines) + "\n" if lines else ""
-
-
-def _last_line(error: str) -> str:
-    lines = error.strip().splitlines()
-    return lines[-1].strip().replace("`", "'")[:300]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.producer.usage import resident_bytes
+from benchmarks.common.usage import resident_bytes
 
 _SECONDS = 2.0
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from benchmarks.producer.clusters import Brokers
-from benchmarks.producer.plan import Plan, say
+from benchmarks.common.clusters import Brokers
+from benchmarks.common.plan import say
+from benchmarks.common.setup import LINGER_MS
+from benchmarks.producer.plan import Plan
 from benchmarks.producer.processes import run_worker
-from benchmarks.producer.setup import LINGER_MS
 
 PEERS = ("raw-callback", "safekafka", "safekafka-await")
 LINGERS = (LINGER_MS, 0)

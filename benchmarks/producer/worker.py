@@ -7,24 +7,18 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
 import signal
-import sys
 from importlib.metadata import version
 from typing import Any
 
+from benchmarks.common.processes import check_count, end_worker
+from benchmarks.common.setup import BUFFER_RECORDS, LINGER_MS, Setup
+from benchmarks.common.usage import Usage, resident_bytes
+from benchmarks.common.values import distinct, repeated
 from benchmarks.producer.contestants import CONTESTANTS
 from benchmarks.producer.peers.base import Peer
-from benchmarks.producer.setup import BUFFER_RECORDS, LINGER_MS, Setup
-from benchmarks.producer.usage import Usage, resident_bytes
-from benchmarks.producer.values import distinct, repeated
 
 _alive: list[Peer] = []  # until the process ends: closing a client may take long, and is not measured
-
-
-class WrongCountError(Exception):
-    """Not as many records were delivered as were sent: there is nothing to measure."""
 
 
 def main() -> None:
@@ -32,9 +26,7 @@ def main() -> None:
     signal.alarm(options.timeout)  # ends this process even if nobody is left to do it
     measure = {"throughput": throughput, "latency": latency, "pending": pending, "flat": flat}[options.measure]
     found = measure(options)
-    print(json.dumps({"peer": options.peer, **found}), flush=True)
-    sys.stdout.flush()
-    os._exit(0)  # the measurement is over: nobody has to wait for a client that is being closed
+    end_worker({"peer": options.peer, **found})
 
 
 def throughput(options: argparse.Namespace) -> dict[str, Any]:
@@ -46,7 +38,7 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
     peer.send(values)
     delivered = peer.wait()
     used = Usage.now() - start
-    _check(delivered, options.records + 1)
+    check_count(delivered, options.records + 1)
     return {"records": options.records, "wall": used.wall, "cpu": used.cpu, **_versions(options.peer)}
 
 
@@ -57,13 +49,13 @@ def latency(options: argparse.Namespace) -> dict[str, Any]:
     taken = sorted(
         probe(Setup(options.servers, options.topic, options.cluster, linger_ms=options.linger), options.records)
     )
-    _check(len(taken), options.records)
+    check_count(len(taken), options.records)
     return {"p50": taken[len(taken) // 2], "p99": taken[len(taken) * 99 // 100]}
 
 
 def pending(options: argparse.Namespace) -> dict[str, Any]:
     """Memory for records whose brokers went away after the first one."""
-    from benchmarks.producer.mock_process import MockProcess
+    from benchmarks.common.mock_process import MockProcess
     from benchmarks.producer.settle import highest_resident
 
     room = options.records + BUFFER_RECORDS
@@ -83,10 +75,10 @@ def flat(options: argparse.Namespace) -> dict[str, Any]:
     peer = _warm(options, Setup(options.servers, options.topic, options.cluster))
     first = options.records // 5
     peer.send(distinct(first, options.size))
-    _check(peer.wait(), first + 1)
+    check_count(peer.wait(), first + 1)
     early = resident_bytes()
     peer.send(distinct(options.records - first, options.size))
-    _check(peer.wait(), options.records + 1)
+    check_count(peer.wait(), options.records + 1)
     return {"records": options.records, "early": early, "late": resident_bytes()}
 
 
@@ -95,13 +87,8 @@ def _warm(options: argparse.Namespace, setup: Setup) -> Peer:
     peer = CONTESTANTS[options.peer].load()(setup)
     _alive.append(peer)
     peer.send([b"warm-up"])
-    _check(peer.wait(), 1)
+    check_count(peer.wait(), 1)
     return peer
-
-
-def _check(delivered: int, expected: int) -> None:
-    if delivered != expected:
-        raise WrongCountError(f"{delivered} of {expected} records delivered")
 
 
 def _versions(peer: str) -> dict[str, str]:

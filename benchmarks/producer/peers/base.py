@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-from benchmarks.producer.setup import Setup
+from benchmarks.common.setup import Setup
 
 
 class Peer(ABC):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from benchmarks.common.setup import Setup
 from benchmarks.producer.peers.base import Peer
-from benchmarks.producer.setup import Setup
 from quixstreams import Application
 
 

@@ -7,8 +7,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from benchmarks.common.setup import Setup
 from benchmarks.producer.peers.base import Peer
-from benchmarks.producer.setup import Setup
 from confluent_kafka import KafkaException, Producer
 
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
+from benchmarks.common.setup import Setup
 from benchmarks.producer.peers.base import Peer
 from benchmarks.producer.peers.raw import WithCallback
-from benchmarks.producer.setup import Setup
 
 from safekafka import Record, SafeProducer
-
-CHUNK = 1_000
 
 
 class WithReceipts(Peer):
     """`send()`; the receipts are dropped, so that a failure would be raised by `flush()`."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, **options: Any) -> None:
         super().__init__(setup)
-        self._producer = SafeProducer(setup.librdkafka())
+        self._producer = SafeProducer(setup.librdkafka(), **options)
 
     def send(self, values: Iterable[bytes]) -> None:
         send, topic = self._producer.send, self.setup.topic
@@ -34,9 +33,11 @@ class WithReceipts(Peer):
 class ManyACall(WithReceipts):
     """`send_many()` with chunks of records."""
 
+    chunk = 1_000
+
     def send(self, values: Iterable[bytes]) -> None:
         topic, rest = self.setup.topic, iter(values)
-        while chunk := [Record(topic, value) for value in islice(rest, CHUNK)]:
+        while chunk := [Record(topic, value) for value in islice(rest, self.chunk)]:
             self._producer.send_many(chunk)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from benchmarks.producer.mock_process import MockProcess
-from benchmarks.producer.setup import PARTITIONS
+from benchmarks.common.journal import Row
+from benchmarks.common.mock_process import MockProcess
+from benchmarks.common.processes import WorkerFailedError
+from benchmarks.common.setup import PARTITIONS
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -54,6 +56,16 @@ class RealBrokers:
         yield
 
     @contextmanager
+    def outage(self) -> Iterator[None]:
+        """All brokers are dead in here, and are back afterwards, at the same addresses."""
+        for broker in self._cluster.running():
+            self._cluster.kill(broker)
+        try:
+            yield
+        finally:
+            self._cluster.heal()
+
+    @contextmanager
     def topic(self) -> Iterator[tuple[str, str]]:
         name = f"bench-{next(self._numbers)}"
         self._cluster.create_topic(name, PARTITIONS)
@@ -71,6 +83,21 @@ def open_brokers(name: str) -> Iterator[Brokers]:
     # What is deleted frees its space at once, not after a minute.
     with KafkaCluster(settings={"log.segment.delete.delay.ms": "1000"}) as cluster:
         yield RealBrokers(cluster)
+
+
+def counted(brokers: Brokers, run: Callable[[str, str], Row]) -> Row:
+    """Has a worker send to a topic, and the brokers confirm the number of records that it tells."""
+    with brokers.topic() as (servers, topic):
+        before = appended(servers, topic)
+        row = run(servers, topic)
+        arrived = appended(servers, topic) - before
+    check_arrived(arrived, row["records"] + 1)  # with the one of the warm-up
+    return row
+
+
+def check_arrived(arrived: int, sent: int) -> None:
+    if arrived != sent:
+        raise WorkerFailedError(f"{arrived} records in the log, {sent} sent")
 
 
 # A broker may learn a moment later than the others that it leads a new partition.

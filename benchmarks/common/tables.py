@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.producer.ratios import Ratio
+from benchmarks.common.ratios import Ratio
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], figures: bool = True) -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from types import TracebackType
 
-from benchmarks.producer.setup import PARTITIONS
+from benchmarks.common.setup import PARTITIONS
 
 _TOPIC = "bench"
 
@@ -21,7 +21,7 @@ class MockProcess:
 
     def __enter__(self) -> MockProcess:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.producer.mock_process"],
+            [sys.executable, "-m", "benchmarks.common.mock_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
