@@ -26,6 +26,7 @@ from safekafka import (
     SpoolFullError,
     UndeliveredError,
 )
+from safekafka.spool import drain as drain_module
 from safekafka.spool import sender
 from safekafka.spool.spooled import SpooledDelivery
 from safekafka.testing import MockCluster
@@ -267,7 +268,7 @@ def test_P4_receipts_nobody_holds_take_no_memory_and_callbacks_run_all_the_same(
     cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender, "WINDOW", 10)
-    monkeypatch.setattr(sender, "_FRESH_RECORDS", 5)
+    monkeypatch.setattr(drain_module, "_FRESH_RECORDS", 5)
     cluster.set_broker_down()
     producer = make()
     told: list[Receipt] = []

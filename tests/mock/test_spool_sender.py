@@ -13,7 +13,8 @@ import pytest
 from confluent_kafka import KafkaError
 
 from safekafka import DeliveryFailed, Receipt, Record, SafeProducer, Spool, SpoolFullError, UndeliveredError
-from safekafka.spool import sender
+from safekafka.spool import drain as drain_module
+from safekafka.spool import sender, stuck
 from safekafka.spool.spooled import SpooledDelivery
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import read_log
@@ -53,7 +54,7 @@ def test_a_topic_that_refuses_records_waits_in_order_while_others_flow(
 ) -> None:
     """More than the window holds, so its records have to be passed over on the disk, and found again."""
     monkeypatch.setattr(sender, "WINDOW", 100)
-    monkeypatch.setattr(sender, "_FRESH_RECORDS", 50)
+    monkeypatch.setattr(drain_module, "_FRESH_RECORDS", 50)
     cluster.create_topic(OTHER, partitions=1, replication_factor=3)
     cluster.set_topic_error(TOPIC, KafkaError.TOPIC_AUTHORIZATION_FAILED)
     producer = make()
@@ -90,7 +91,7 @@ def test_records_of_a_topic_blocked_for_too_long_are_rejected_by_choice(
     cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender, "WINDOW", 20)
-    monkeypatch.setattr(sender, "_FRESH_RECORDS", 5)
+    monkeypatch.setattr(drain_module, "_FRESH_RECORDS", 5)
     cluster.create_topic(OTHER, partitions=1, replication_factor=3)
     producer = make(spool=Spool(tmp_path / "spool", reject_blocked_after=1.0))
     cluster.set_topic_error(TOPIC, KafkaError.TOPIC_AUTHORIZATION_FAILED)
@@ -115,8 +116,8 @@ def test_a_stuck_partition_holds_half_of_the_window_and_the_others_flow(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(sender, "WINDOW", 100)
-    monkeypatch.setattr(sender, "_FRESH_RECORDS", 50)
-    monkeypatch.setattr(sender, "_STUCK_SECONDS", 0.5)
+    monkeypatch.setattr(drain_module, "_FRESH_RECORDS", 50)
+    monkeypatch.setattr(stuck, "STUCK_SECONDS", 0.5)
     for partition in range(4):
         cluster.set_leader(TOPIC, partition, 1 if partition == 0 else 2)
     producer = make()
@@ -242,7 +243,7 @@ def test_records_from_memory_and_from_the_disk_keep_their_order(
     cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory of what was just appended is tiny, so the sender goes back and forth between it and the disk."""
-    monkeypatch.setattr(sender, "_FRESH_RECORDS", 3)
+    monkeypatch.setattr(drain_module, "_FRESH_RECORDS", 3)
     monkeypatch.setattr(sender, "WINDOW", 40)
     producer = make()
     for n in range(0, 3_000, 10):

@@ -6,16 +6,12 @@ refuses records, and of a partition that is stuck (without a leader, say) while 
 on the disk, and where the first of them stands is remembered; when the reason is gone, reading starts there again, and
 passes over what is with the client or done. So a topic, or a partition, is always sent in the order of its numbers.
 
-Window: `_WINDOW` records are with the client at most, which bounds memory and the duplicates of a crash. A partition
-is stuck when its oldest record has been with the client for `_STUCK_SECONDS` and nothing moves; of the window such
-partitions get half.
-
-Records come from memory (`fresh`, filled by those who append) while the sender keeps up, else from the disk. A gap in
-`fresh` is read from the disk: nothing but the numbers is trusted.
+Window: `WINDOW` records are with the client at most, which bounds memory and the duplicates of a crash. Of it, stuck
+partitions (`stuck.py`) get half.
 
 Acks: what Kafka has is deleted in batches, whatever is still open below it.
 
-Lanes: the own one first, then those of dead processes, one by one; each is given back when it is empty.
+Lanes: the own one first, then those of dead processes; each of these is given back when it is empty.
 """
 
 from __future__ import annotations
@@ -23,246 +19,49 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-import weakref
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
 from time import monotonic, time
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaError, KafkaException
 
-from safekafka.errors import (
-    DeliveryError,
-    SafeKafkaError,
-    SpoolCorruptError,
-    SpoolFullError,
-    SpoolUnusableError,
-)
+from safekafka.errors import SafeKafkaError, SpoolCorruptError, SpoolFullError, SpoolUnusableError
 from safekafka.observe import Event, emit
 from safekafka.record import Fields
 from safekafka.spool.config import Spool
 from safekafka.spool.crashpoint import passing
-from safekafka.spool.journal import shown
+from safekafka.spool.drain import READ_BYTES, Group, LaneDrain
 from safekafka.spool.lane import Identity, Lane, orphans, tell_loss
-from safekafka.spool.partitioner import partition_of
 from safekafka.spool.retention import RetentionWatch
+from safekafka.spool.stuck import Stuck
 
 if TYPE_CHECKING:
-    from safekafka.spool.spooled import SpooledDelivery, SpooledReceipt
-
-# A topic that refuses records, or one of its partitions that is stuck (None: where no key decides)
-Group: TypeAlias = "str | tuple[str, int | None]"
+    from safekafka.spool.spooled import SpooledDelivery
 
 WINDOW = 20_000
 _WINDOW_BYTES = 64 << 20
-_FRESH_BYTES = 16 << 20
-_FRESH_RECORDS = 20_000
 _PORTION = 1_000
-_READ_BYTES = 4 << 20
 _ACK_ROWS = 5_000
 _ACK_SECONDS = 0.1
 _PAUSE_SECONDS = 0.5  # after the disk refused
-_STUCK_SECONDS = 2.0
-_STUCK_LOOK_SECONDS = 0.25
 _KEEP_HOUSE_SECONDS = 0.1
 _ADOPT_AFTER_SECONDS = 5.0  # siblings that start together take their own lanes first
 _ADOPT_SECONDS = 10.0
+_LANES = 8  # at once, the own one included
 _AGE_SECONDS = 5.0
 _ASK_SECONDS = 5.0
-
-
-class _Ref(weakref.ref["SpooledReceipt"]):
-    __slots__ = ("seq",)
-    seq: int
-
-
-class _Receipts:
-    """Receipts of records that are only on the disk, by number: weak, so a program that keeps none pays no memory in an
-    outage. As `weakref.WeakValueDictionary`, at a third of its cost. Each step is atomic."""
-
-    def __init__(self) -> None:
-        refs: dict[int, _Ref] = {}
-        self._refs = refs
-
-        def forget(ref: _Ref) -> None:
-            if refs.get(ref.seq) is ref:
-                del refs[ref.seq]
-
-        self._forget = forget
-
-    def __len__(self) -> int:
-        return len(self._refs)
-
-    def add(self, receipt: SpooledReceipt) -> None:
-        ref = _Ref(receipt, self._forget)
-        ref.seq = receipt._seq
-        self._refs[ref.seq] = ref
-
-    def pop(self, seq: int) -> SpooledReceipt | None:
-        ref = self._refs.pop(seq, None)
-        return None if ref is None else ref()
-
-    def all(self) -> list[SpooledReceipt]:
-        return [receipt for ref in list(self._refs.values()) if (receipt := ref()) is not None]
-
-
-class LaneDrain:
-    """One lane's way to Kafka."""
-
-    def __init__(self, sender: Sender, lane: Lane, *, own: bool) -> None:
-        self.sender = sender
-        self.lane = lane
-        self.journal = lane.journal
-        self.id = lane.id.encode()
-        self.own = own
-        self.cursor = 1  # the next number to hand over
-        self.announced = lane.journal.last_seq  # read up to here: what comes behind may not have its receipt yet
-        self.rows: deque[SpooledReceipt] = deque()  # read from the disk
-        self.fresh: deque[SpooledReceipt] = deque()  # from memory; filled by those who append, under the writer's lock
-        self.fresh_in = self.fresh_out = 0  # bytes; the one is the appenders', the other ours
-        self.open: dict[int, SpooledReceipt] = {}  # with the client, or held back on its way
-        self.open_bytes = 0
-        self.done: dict[int, int] = {}  # Kafka has them; number and size, not yet deleted
-        # Kafka can never take them; the disk has not moved them yet. With what the receipt is told, and the reason.
-        self.rejecting: dict[int, tuple[SpooledReceipt, DeliveryError, str]] = {}
-        self.skipped: dict[Group, int] = {}  # where to start again for each
-        self.settled = 0  # `settled_below`, for those who wait
-        self.receipts = _Receipts()
-
-    @property
-    def settled_below(self) -> int:
-        """Every number below is delivered, rejected or set aside."""
-        lowest = [self.cursor, *self.skipped.values()]
-        for some in (self.open, self.rejecting, self.done):
-            if some:
-                lowest.append(min(some))
-        return min(lowest)
-
-    def accepted(self, first: int, receipts: Sequence[SpooledReceipt], rows: Sequence[bytes]) -> None:
-        """They are in the journal. By those who append, under the writer's lock."""
-        room = len(self.fresh) < _FRESH_RECORDS and self.fresh_in - self.fresh_out < _FRESH_BYTES
-        for seq, (receipt, row) in enumerate(zip(receipts, rows, strict=True), first):
-            receipt._seq = seq
-            receipt._size = size = len(row)
-            if room:
-                self.fresh_in += size
-                self.fresh.append(receipt)
-            else:
-                self.receipts.add(receipt)
-        self.announced = first + len(receipts) - 1
-
-    def ready(self) -> deque[SpooledReceipt] | None:
-        """The line whose first is the record to hand over next."""
-        rows, fresh = self.rows, self.fresh
-        while True:
-            cursor = self.cursor
-            while rows and rows[0]._seq < cursor:
-                rows.popleft()
-            if rows:
-                return rows
-            while fresh and fresh[0]._seq < cursor:
-                self.fresh_out += fresh.popleft()._size
-            if fresh and fresh[0]._seq == cursor:
-                return fresh
-            last = fresh[0]._seq - 1 if fresh else self.announced
-            if cursor > last:
-                return None
-            if not self._read(last):
-                self.cursor = last + 1
-
-    def take(self, count: int, size: int, wait_with: Callable[[Fields], Group | None] | None) -> list[SpooledReceipt]:
-        """The next records, at most so many and so large; they count as open. Those that have to wait are passed
-        over."""
-        line = self.ready()
-        taken: list[SpooledReceipt] = []
-        if line is None:
-            return taken
-        in_order = line is self.fresh  # what is missing between two of them is on the disk
-        cursor = self.cursor
-        while line and len(taken) < count:
-            receipt = line[0]
-            seq = receipt._seq
-            if in_order and seq != cursor:
-                break
-            group = None if wait_with is None else wait_with(receipt.fields())
-            if group is None:
-                size -= receipt._size
-                if size < 0 and (taken or self.open):
-                    break
-                self.open[seq] = receipt
-                self.open_bytes += receipt._size
-                taken.append(receipt)
-            else:
-                self.skipped.setdefault(group, seq)
-                self.receipts.add(receipt)
-            self.cursor = cursor = seq + 1
-            line.popleft()
-            if in_order:
-                self.fresh_out += receipt._size
-        return taken
-
-    def refused(self, receipt: SpooledReceipt, failure: DeliveryError, reason: str) -> None:
-        """For good."""
-        if self.open.pop(receipt._seq, None) is not None:
-            self.open_bytes -= receipt._size
-        self.rejecting[receipt._seq] = receipt, failure, reason
-
-    def start_again(self, groups: Iterable[Group]) -> None:
-        seqs = [self.skipped.pop(group) for group in groups]
-        if seqs and min(seqs) < self.cursor:
-            self.cursor = min(seqs)
-            self.rows.clear()
-
-    def _read(self, last: int) -> bool:
-        """Rows from the disk, except those that are on their way or done. False if there are none up to `last`."""
-        stored, damaged = self.journal.read(self.cursor, last, _PORTION, _READ_BYTES)
-        if damaged:
-            self.journal.set_aside(damaged)
-            emit(Event.RECORD_DAMAGED, lane=str(self.lane.folder), seqs=shown(damaged), records=len(damaged))
-        open_, done, rejecting = self.open, self.done, self.rejecting
-        known = self.receipts if len(self.receipts) else None
-        restored = self.sender.delivery.restored
-        for seq, fields, size in stored:
-            if seq not in open_ and seq not in done and seq not in rejecting:
-                receipt = known.pop(seq) if known is not None else None
-                self.rows.append(restored(self, seq, fields, size) if receipt is None else receipt)
-        if stored:
-            if not self.rows:
-                self.cursor = stored[-1][0] + 1
-            return True
-        return bool(damaged)
-
-    def acknowledge(self) -> None:
-        """Delete what Kafka has, move aside what it refused."""
-        if self.done:
-            passing("after_deliver_before_ack")
-            done = self.done.copy()
-            self.journal.delete(done, sum(done.values()))
-            for seq in done:
-                del self.done[seq]
-        if self.rejecting:
-            rejected = list(self.rejecting.values())
-            self.journal.reject([(receipt._seq, receipt._size, reason) for receipt, _, reason in rejected])
-            self.rejecting.clear()
-            self.sender.delivery.tell_rejected(rejected)
 
 
 class Sender:
     def __init__(self, delivery: SpooledDelivery, spool: Spool, lane: Lane, partitioner: str) -> None:
         self.delivery = delivery
         self._spool = spool
-        self._partitioner = partitioner
         self.own = LaneDrain(self, lane, own=True)
         self.drains = [self.own]
         self._cluster: str | None = None  # once the brokers told
         self._asking: threading.Thread | None = None
         self._blocked_since: dict[str, float] = {}
-        self._stuck: set[tuple[str, int | None]] = set()
-        self._stuck_seconds = _STUCK_SECONDS + delivery.linger
-        self._heads: dict[tuple[str, int | None], tuple[SpooledReceipt, float]] = {}  # the oldest, and since when
-        self._stuck_records = 0
-        self._partitions: dict[str, int] = {}  # of topics with a stuck partition
-        self._looked_at = self._kept_house_at = self._acked_at = 0.0
+        self._stuck = Stuck(partitioner, self._count_partitions, delivery.linger)
+        self._kept_house_at = self._acked_at = 0.0
         self._adopt_at = monotonic() + _ADOPT_AFTER_SECONDS
         self._aged_at = 0.0
         self._too_old = False
@@ -344,7 +143,7 @@ class Sender:
                 continue
             while fed < _PORTION:
                 count, size = self._room()
-                waits = self._group_to_wait_with if self._stuck or self.delivery.blocked else None
+                waits = self._group_to_wait_with if self._stuck.groups or self.delivery.blocked else None
                 before = drain.cursor
                 taken = drain.take(min(count, _PORTION), size, waits) if count > 0 else []
                 if taken:
@@ -364,77 +163,23 @@ class Sender:
             done += len(drain.done)
         if done > WINDOW:  # the disk can't delete as fast
             return 0, 0
-        return min(WINDOW - count, WINDOW // 2 - count + self._stuck_records), _WINDOW_BYTES - size
+        return min(WINDOW - count, WINDOW // 2 - count + self._stuck.records), _WINDOW_BYTES - size
 
     def _group_to_wait_with(self, fields: Fields) -> Group | None:
-        topic, _, key, _, partition, _ = fields
-        if topic in self.delivery.blocked:
-            return topic
-        if self._stuck and topic in self._partitions:
-            group = topic, self._partition(topic, key, partition)
-            return group if group in self._stuck else None
-        return None
+        return fields[0] if fields[0] in self.delivery.blocked else self._stuck.group_of(fields)
 
     def _start_again(self) -> None:
         """For what waited, and need not wait any longer."""
         for drain in self.drains:
             if drain.skipped:
-                free = [
-                    group
-                    for group in drain.skipped
-                    if (group not in self.delivery.blocked if isinstance(group, str) else group not in self._stuck)
-                ]
+                waiting = (*self.delivery.blocked, *self._stuck.groups)
+                free = [group for group in drain.skipped if group not in waiting]
                 drain.start_again(free)
 
-    # ---- stuck partitions
-
     def _look_for_stuck(self, now: float) -> None:
-        """A partition is stuck while its oldest record with the client stays the same for `_STUCK_SECONDS`. Looked for
-        when half of what may be with the client is there; and not when no broker answers: all stand still then."""
-        if now - self._looked_at < _STUCK_LOOK_SECONDS:
-            return
-        self._looked_at = now
-        count = sum(len(drain.open) for drain in self.drains)
-        if (count < WINDOW // 4 and not self._stuck) or self.delivery.unreachable:
-            self._heads.clear()
-            self._set_stuck({})
-            return
-        heads: dict[tuple[str, int | None], SpooledReceipt] = {}
-        counts: Counter[tuple[str, int | None]] = Counter()
-        for drain in self.drains:
-            for receipt in drain.open.values():
-                topic, _, key, _, partition, _ = receipt.fields()
-                if topic in self.delivery.blocked:
-                    continue
-                if topic not in self._partitions:
-                    self._partitions[topic] = self._count_partitions(topic)
-                group = topic, self._partition(topic, key, partition)
-                heads.setdefault(group, receipt)
-                counts[group] += 1
-        before, self._heads = self._heads, {}
-        stuck = {}
-        for group, receipt in heads.items():
-            known, since = before.get(group, (None, now))
-            self._heads[group] = receipt, since if known is receipt else now
-            long = known is receipt and now - since > self._stuck_seconds
-            if long and (group[1] is not None or counts[group] > WINDOW // 4):
-                stuck[group] = counts[group]
-        self._set_stuck(stuck)
-
-    def _set_stuck(self, stuck: dict[tuple[str, int | None], int]) -> None:
-        for (topic, partition), count in stuck.items():
-            if (topic, partition) not in self._stuck:
-                emit(Event.PARTITION_STUCK, topic=topic, partition=partition, records=count)
-        self._stuck = set(stuck)
-        self._stuck_records = sum(stuck.values())
-        if not stuck:
-            self._partitions.clear()  # their number may change
-
-    def _partition(self, topic: str, key: bytes | None, partition: int) -> int | None:
-        if partition >= 0:
-            return partition
-        count = self._partitions[topic]
-        return partition_of(self._partitioner, key, count) if count else None
+        if self._stuck.due(now):
+            open_ = [] if self.delivery.unreachable else [drain.open.values() for drain in self.drains]
+            self._stuck.look(now, open_, self.delivery.blocked)
 
     def _count_partitions(self, topic: str) -> int:
         with contextlib.suppress(KafkaException, KeyError):
@@ -505,7 +250,7 @@ class Sender:
                 drain.journal.losses.clear()
             drain.journal.give_back_room()
         self._reject_blocked_for_too_long(now)
-        if now >= self._adopt_at and self._cluster is not None and len(self.drains) == 1:
+        if now >= self._adopt_at and self._cluster is not None:
             self._adopt_at = now + _ADOPT_SECONDS
             self._adopt()
         if now - self._aged_at > _AGE_SECONDS:
@@ -515,12 +260,13 @@ class Sender:
     def _adopt(self) -> None:
         lane_identity = self.own.lane.identity
         ours = Identity(lane_identity.spool, lane_identity.bootstrap, self._cluster)
-        for lane in orphans(self._spool, ours):
+        found = orphans(self._spool, ours)
+        while len(self.drains) < _LANES and (lane := next(found, None)) is not None:
             if lane.journal.count:
                 emit(Event.LANE_ADOPTED, lane=str(lane.folder), records=lane.journal.count, bytes=lane.journal.bytes)
                 self.drains.append(LaneDrain(self, lane, own=False))
-                return  # the next one when this is done
-            lane.close()
+            else:
+                lane.close()
 
     def _give_back(self, drain: LaneDrain) -> None:
         self.drains.remove(drain)
@@ -569,7 +315,7 @@ class Sender:
                 continue
             last = drain.cursor - 1
             while first <= last:
-                stored, _ = drain.journal.read(first, last, _PORTION, _READ_BYTES)
+                stored, _ = drain.journal.read(first, last, _PORTION, READ_BYTES)
                 if not stored:
                     break
                 first = stored[-1][0] + 1

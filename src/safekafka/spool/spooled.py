@@ -30,10 +30,11 @@ from safekafka.producer.receipt import Receipt, tell_raw
 from safekafka.record import Fields, as_record
 from safekafka.spool.codec import encode
 from safekafka.spool.config import Spool
+from safekafka.spool.drain import LaneDrain
 from safekafka.spool.inspect import rejected_in
 from safekafka.spool.journal import RejectedRecord
 from safekafka.spool.lane import Identity, own_lane
-from safekafka.spool.sender import WINDOW, LaneDrain, Sender
+from safekafka.spool.sender import WINDOW, Sender
 from safekafka.spool.writer import Writer
 from safekafka.verdict import refusal_of
 

@@ -1,0 +1,84 @@
+"""Which partitions are stuck: they take nothing, for lack of a leader, say, while others may. Pure, but for the
+question how many partitions a topic has.
+
+A partition is stuck when its oldest record with the client has been there for `STUCK_SECONDS` and stays the same for
+half of that. Younger records are not looked at, so it costs nothing while all flow.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterable
+from typing import TypeAlias
+
+from safekafka.observe import Event, emit
+from safekafka.producer.direct import DirectReceipt
+from safekafka.record import Fields
+from safekafka.spool.partitioner import partition_of
+
+Partition: TypeAlias = "tuple[str, int | None]"  # None: where no key decides
+
+STUCK_SECONDS = 2.0
+_LOOK_SECONDS = 0.25
+CROWD = 5_000  # so many records that chance gave a partition are taken for stuck together
+
+
+class Stuck:
+    def __init__(self, partitioner: str, count_partitions: Callable[[str], int], linger: float) -> None:
+        self.groups: set[Partition] = set()
+        self.records = 0  # with the client, for one of them
+        self._partitioner = partitioner
+        self._count_partitions = count_partitions
+        self._linger = linger
+        self._heads: dict[Partition, tuple[DirectReceipt, float]] = {}  # the oldest, and since when
+        self._partitions: dict[str, int] = {}  # of the topics with old records
+        self._looked_at = 0.0
+
+    def due(self, now: float) -> bool:
+        return now - self._looked_at >= _LOOK_SECONDS
+
+    def look(self, now: float, lines: Iterable[Iterable[DirectReceipt]], except_topics: Container[str]) -> None:
+        """`lines`: records with the client, each in the order they were handed over."""
+        self._looked_at = now
+        too_long = STUCK_SECONDS + self._linger
+        heads: dict[Partition, DirectReceipt] = {}
+        counts: Counter[Partition] = Counter()
+        for line in lines:
+            for receipt in line:
+                if now - receipt._sent_at <= too_long:
+                    break
+                topic, _, key, _, partition, _ = receipt.fields()
+                if topic in except_topics:
+                    continue
+                if topic not in self._partitions:
+                    self._partitions[topic] = self._count_partitions(topic)
+                group = topic, self._partition(topic, key, partition)
+                heads.setdefault(group, receipt)
+                counts[group] += 1
+        before, self._heads = self._heads, {}
+        stuck: set[Partition] = set()
+        for group, receipt in heads.items():
+            known, since = before.get(group, (None, now))
+            self._heads[group] = receipt, since if known is receipt else now
+            if now - self._heads[group][1] > too_long / 2 and (group[1] is not None or counts[group] > CROWD):
+                stuck.add(group)
+        for topic, number in stuck - self.groups:
+            emit(Event.PARTITION_STUCK, topic=topic, partition=number, records=counts[topic, number])
+        self.groups = stuck
+        self.records = sum(counts[group] for group in stuck)
+        if not heads:
+            self._partitions.clear()  # their number may change
+
+    def group_of(self, fields: Fields) -> Partition | None:
+        """The stuck partition that the record would go to, if it would."""
+        topic, _, key, _, partition, _ = fields
+        if topic not in self._partitions:
+            return None
+        group = topic, self._partition(topic, key, partition)
+        return group if group in self.groups else None
+
+    def _partition(self, topic: str, key: bytes | None, partition: int) -> int | None:
+        if partition >= 0:
+            return partition
+        count = self._partitions[topic]
+        return partition_of(self._partitioner, key, count) if count else None
