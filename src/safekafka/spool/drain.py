@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from safekafka.errors import DeliveryError
@@ -31,6 +31,7 @@ Group: TypeAlias = "str | tuple[str, int | None]"
 
 READ_BYTES = 4 << 20
 _READ_RECORDS = 1_000
+_DELETE_RECORDS, _DELETE_BYTES = 5_000, 1 << 20  # in one transaction
 _FRESH_BYTES = 16 << 20
 _FRESH_RECORDS = 20_000
 
@@ -200,12 +201,25 @@ class LaneDrain:
         """Delete what Kafka has, move aside what it refused."""
         if self.done:
             passing("after_deliver_before_ack")
-            done = self.done.copy()
-            self.journal.delete(done, sum(done.values()))
-            for seq in done:
-                del self.done[seq]
+            for seqs, size in self._portions():
+                self.journal.delete(seqs, size)
+                for seq in seqs:
+                    del self.done[seq]
         if self.rejecting:
             rejected = list(self.rejecting.values())
             self.journal.reject([(receipt._seq, receipt._size, reason) for receipt, _, reason in rejected])
             self.rejecting.clear()
             self.sender.delivery.tell_rejected(rejected)
+
+    def _portions(self) -> Iterator[tuple[list[int], int]]:
+        """Of what is done: each takes little of the write-ahead log, which a full disk may not have."""
+        seqs: list[int] = []
+        size = 0
+        for seq in sorted(self.done):
+            seqs.append(seq)
+            size += self.done[seq]
+            if size >= _DELETE_BYTES or len(seqs) >= _DELETE_RECORDS:
+                yield seqs, size
+                seqs, size = [], 0
+        if seqs:
+            yield seqs, size

@@ -9,6 +9,8 @@ Format (schema 2)
 - `high`: the highest `seq` again, in a file of its own, written behind each commit and never synced; and whether the
   journal was closed in order. So records that a damaged or truncated write-ahead log took with it are missed, and
   counted: SQLite itself passes over them in silence.
+- `reserve`: room on the disk that is given up when it is full, since to delete also takes some. Without it a spool that
+  filled its disk could never get rid of what it delivered.
 - `damaged-<ms>...`: evidence. What was found damaged, kept as it was, once for each damage.
 
 Rules
@@ -46,7 +48,7 @@ from safekafka.record import Fields
 from safekafka.spool.codec import checksum, decode
 from safekafka.spool.crashpoint import armed, passing
 
-FILE, HIGH = "journal.sqlite3", "high"
+FILE, HIGH, RESERVE = "journal.sqlite3", "high", "reserve"
 SCHEMA_VERSION = 2
 _SCHEMA = (
     "CREATE TABLE record (seq INTEGER PRIMARY KEY, fields BLOB NOT NULL, crc INTEGER NOT NULL)",
@@ -60,6 +62,7 @@ _LOG_PAGES = 1_000  # checkpoint when the write-ahead log has so many: 4 MB
 _LOG_BYTES = 8 << 20  # a log that grew beyond is cut back
 _FREE_PAGES = 1_024  # kept for what comes; more are given back to the file system, in steps
 _VACUUM_PAGES = 256
+_RESERVE_BYTES = 8 << 20  # a whole write-ahead log and its checkpoint
 _FORK_SECONDS = 5.0
 # Rows and runs go many to a statement: at each one Python gives up its interpreter lock, and gets it back late when
 # other threads are busy.
@@ -111,6 +114,7 @@ class Journal:
         self._reading = threading.Lock()
         self.losses: list[Loss] = []  # found since the last look at it
         self.last_seq = self.count = self.bytes = 0
+        self._shrinking = False
         self._writer: Any = _Closed()
         self._reader: Any = _Closed()
         self._high_file = _open_high(folder)
@@ -156,7 +160,7 @@ class Journal:
         """Kafka has these; `freed` is the sum of their sizes."""
         runs = list(runs_of(sorted(seqs)))
         with self._unsynced():
-            with self._transaction():
+            with self._making_room():
                 deleted = 0
                 for start in range(0, len(runs), _DELETE_RUNS):
                     bounds = [bound for run in runs[start : start + _DELETE_RUNS] for bound in run]
@@ -175,7 +179,7 @@ class Journal:
         now = int(time.time() * 1000)
         freed = sum(size for _, size, _ in rows)
         with self._lock:
-            with self._transaction():
+            with self._making_room():
                 self._writer.executemany(
                     "INSERT INTO rejected SELECT seq, fields, crc, ?, ? FROM record WHERE seq = ?",
                     [(reason, now, seq) for seq, _, reason in rows],
@@ -194,7 +198,7 @@ class Journal:
                 f"record(s) {shown(seqs)} of {str(self.path)!r} are not what was written (checksum differs). Remedy: "
                 "check the disk; on_damage='set_aside' keeps them as evidence and sends the others."
             )
-        with self._lock, self._transaction():
+        with self._lock, self._making_room():
             for first, last in runs_of(sorted(seqs)):
                 self._writer.execute(
                     "INSERT INTO damaged SELECT seq, fields, crc, ? FROM record WHERE seq BETWEEN ? AND ?",
@@ -229,9 +233,17 @@ class Journal:
         with self._unsynced():
             try:
                 free, pages = self._one("PRAGMA freelist_count"), self._one("PRAGMA page_count")
-                if free < _FREE_PAGES or free < pages // 4:
+                more = free >= _FREE_PAGES and free >= pages // 4
+                if more:
+                    with self._making_room():
+                        for _ in range(_VACUUM_PAGES):  # the module steps such a statement once: a page
+                            self._writer.execute("PRAGMA incremental_vacuum(1)")
+                elif self._shrinking:  # the file itself is cut at a checkpoint
+                    self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                    self._keep_reserve()
+                self._shrinking = more
+                if not more:
                     return False
-                self._writer.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
             except sqlite3.Error as error:
                 raise _storage_error(error, self.path) from error
         passing("during_vacuum")
@@ -365,6 +377,7 @@ class Journal:
                 f"spool {str(self._folder)!r} has format {version}, this safekafka writes format {SCHEMA_VERSION}. "
                 "Remedy: drain it with the version that wrote it, or give another folder."
             )
+        self._keep_reserve()
         sync_folder(self._folder)
         self._reader = self._connect(self.path)
         self._reader.execute("PRAGMA query_only=ON")
@@ -430,6 +443,28 @@ class Journal:
             if isinstance(error, sqlite3.Error):
                 raise _storage_error(error, self.path) from error
             raise
+
+    @contextlib.contextmanager
+    def _making_room(self) -> Iterator[None]:
+        """A transaction by which records go. On a full disk the reserve is given up; the next attempt has it."""
+        try:
+            with self._transaction():
+                yield
+        except SpoolFullError:
+            with contextlib.suppress(OSError):
+                os.truncate(self._folder / RESERVE, 0)
+            raise
+
+    def _keep_reserve(self) -> None:
+        """Where the disk has plenty of room."""
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(self._folder)
+            file = os.open(self._folder / RESERVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                if os.fstat(file).st_size < _RESERVE_BYTES < disk.f_bavail * disk.f_frsize // 4:
+                    _take_room(file)
+            finally:
+                os.close(file)
 
     def _appended(self, rows: int, size: int) -> None:
         self.last_seq, self.count, self.bytes = self.last_seq + rows, self.count + rows, self.bytes + size
@@ -548,6 +583,13 @@ def is_corrupt(error: sqlite3.Error) -> bool:
 
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+
+
+def _take_room(file: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, _RESERVE_BYTES)
+    else:  # macOS
+        os.pwrite(file, bytes(_RESERVE_BYTES), 0)
 
 
 def _unmarked(data: bytes) -> tuple[int, int, bool] | None:

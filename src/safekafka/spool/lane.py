@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from safekafka.errors import SpoolLockedError
+from safekafka.errors import SpoolLockedError, SpoolUnusableError
 from safekafka.observe import Event, emit
 from safekafka.spool.config import Spool
 from safekafka.spool.crashpoint import passing
@@ -60,9 +60,13 @@ class Lane:
         about = _about(folder)
         self.id: str = about["id"] if about else secrets.token_hex(8)
         self.identity = _identity(about) if about else identity
-        if about is None:
-            self._write()
-        self.journal = Journal(folder, spool.durability, refuse_damage=spool.on_damage == "refuse")
+        try:
+            if about is None:
+                self._write()
+            self.journal = Journal(folder, spool.durability, refuse_damage=spool.on_damage == "refuse")
+        except BaseException:
+            lock.release()
+            raise
         for loss in self.journal.losses:
             tell_loss(folder, loss)
         self.journal.losses.clear()
@@ -72,6 +76,11 @@ class Lane:
         if identity != self.identity:
             self.identity = identity
             self._write()
+
+    def learned(self, cluster: str) -> None:
+        """The cluster's id. Where the disk is too full to note it, the next start finds it out again."""
+        with contextlib.suppress(SpoolUnusableError):
+            self.belongs_to(self.identity._replace(cluster=cluster))
 
     def close(self) -> None:
         try:
@@ -92,6 +101,7 @@ class Lane:
             new.replace(self.folder / "lane.json")
             sync_folder(self.folder)
         except OSError as error:
+            new.unlink(missing_ok=True)
             raise not_usable(self.folder, error) from error
 
 

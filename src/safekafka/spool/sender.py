@@ -196,7 +196,7 @@ class Sender:
             self._ask(drain)
             return known is None
         if known is None:
-            drain.lane.belongs_to(drain.lane.identity._replace(cluster=self._cluster))
+            drain.lane.learned(self._cluster)
         elif known != self._cluster:
             self._found_foreign(drain)
             return False
