@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from safekafka.errors import SpoolUnusableError
 from safekafka.record import Fields
 from safekafka.spool.codec import checksum, decode
-from safekafka.spool.journal import FILE, RejectedRecord
+from safekafka.spool.journal import FILE, Journal, RejectedRecord
 from safekafka.spool.lane import identity_of, lane_folders, owner_of, try_lock
 
 if TYPE_CHECKING:
@@ -104,11 +104,17 @@ class LaneView:
                 yield StoredRecord(seq, decode(data), len(data))
 
     def rejected(self) -> list[RejectedRecord]:
-        rows = self._connection.execute("SELECT seq, fields, reason, at FROM rejected ORDER BY seq")
-        return [RejectedRecord(seq, decode(data), reason, at) for seq, data, reason, at in rows]
+        """By ascending number; damaged ones are left out."""
+        rows = self._connection.execute("SELECT seq, fields, crc, reason, at FROM rejected ORDER BY seq")
+        return [
+            RejectedRecord(seq, decode(data), reason, at)
+            for seq, data, crc, reason, at in rows
+            if type(data) is bytes and checksum(seq, data) == crc
+        ]
 
     def verify(self) -> Verification:
         """Reads everything. On a living lane the figures are those of one moment."""
+        high = Journal.highest(self.folder)  # before the transaction: it is written behind each commit
         self._connection.execute("BEGIN")
         try:
             problems = [row[0] for row in self._connection.execute("PRAGMA integrity_check(20)") if row[0] != "ok"]
@@ -117,9 +123,12 @@ class LaneView:
                 found += 1
                 if type(data) is not bytes or checksum(seq, data) != crc:
                     bad.append(seq)
+            for seq, data, crc in self._connection.execute("SELECT seq, fields, crc FROM rejected ORDER BY seq"):
+                if type(data) is not bytes or checksum(seq, data) != crc:
+                    bad.append(seq)
             last_seq, gone = self._row("SELECT last_seq, gone FROM state")
-            last_seq = max(last_seq, self._row("SELECT coalesce(max(seq), 0) FROM record")[0])
-            return Verification(found, tuple(bad), max(0, last_seq - gone - found), tuple(problems))
+            last_seq = max(last_seq, high, self._row("SELECT coalesce(max(seq), 0) FROM record")[0])
+            return Verification(found, tuple(sorted(bad)), max(0, last_seq - gone - found), tuple(problems))
         except sqlite3.DatabaseError as error:
             return Verification(0, (), 0, (str(error),))
         finally:

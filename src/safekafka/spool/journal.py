@@ -409,10 +409,14 @@ class Journal:
 
     def _selected(self, table: str, seqs: Sequence[int]) -> list[tuple[int, bytes]]:
         rows = (
-            self._writer.execute(f"SELECT seq, fields FROM {table} WHERE seq = ?", (seq,)).fetchone()
+            self._writer.execute(f"SELECT seq, fields, crc FROM {table} WHERE seq = ?", (seq,)).fetchone()
             for seq in sorted(set(seqs))
         )
-        return [(int(row[0]), row[1]) for row in rows if row is not None]
+        return [  # a damaged one would get a new checksum, and look whole
+            (int(row[0]), row[1])
+            for row in rows
+            if row is not None and type(row[1]) is bytes and checksum(row[0], row[1]) == row[2]
+        ]
 
     def _one(self, query: str) -> int:
         return int(self._writer.execute(query).fetchone()[0])
@@ -491,6 +495,15 @@ class Journal:
         except OSError:
             return None
         return mark[1] if mark is not None and mark[2] else None
+
+    @staticmethod
+    def highest(folder: Path) -> int:
+        """The highest number that the mark beside the journal knows; 0 if it says nothing."""
+        try:
+            mark = _unmarked((folder / HIGH).read_bytes())
+        except OSError:
+            return 0
+        return mark[0] if mark is not None else 0
 
     def _copy_of_log(self) -> Path | None:
         """Before SQLite passes over what it finds damaged in it."""

@@ -33,6 +33,9 @@ from safekafka.spool.filesystem import look
 from safekafka.spool.journal import FILE, Journal, not_usable, sync_folder
 
 _PREFIX = "lane-"
+# `inspect.owner` holds a dead lane's lock for a moment. Taken for its owner, a program that starts then would begin a
+# new lane, and overtake what it left in the old one.
+_PROBE_SECONDS = 0.05
 
 
 class Identity(NamedTuple):
@@ -156,7 +159,7 @@ def orphans(spool: Spool, identity: Identity) -> Iterator[Lane]:
         about = _about(folder)
         if about is None or not _identity(about).equals(identity) or not has_records(folder):
             continue
-        lock = try_lock(folder)
+        lock = try_lock(folder, 0.0)  # on the delivery thread, and again soon
         if lock is None:
             continue
         passing("during_adoption")
@@ -170,11 +173,11 @@ def lane_folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def try_lock(folder: Path) -> FileLock | None:
-    """The lane's lock, or None if a living process has it."""
+def try_lock(folder: Path, patience: float = _PROBE_SECONDS) -> FileLock | None:
+    """The lane's lock, or None if a living process has it for longer than `patience` seconds."""
     lock = FileLock(folder / "lock", thread_local=False)  # taken by the caller, released by the sender thread
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience, poll_interval=0.002)
     except Timeout:
         return None
     except OSError as error:

@@ -221,13 +221,16 @@ class Sender:
         if self._asking is not None and self._asking.is_alive():
             return
         line = drain.ready()
-        if line is None:
-            return
-        topic, client = line[0].fields()[0], self.delivery.client
+        if line is not None:
+            self._ask_by(line[0].fields()[0])
+
+    def _ask_by(self, topic: str | None) -> None:
+        client = self.delivery.client
 
         def ask() -> None:
             with contextlib.suppress(Exception):  # no answer: asked again
-                cluster = client.list_topics(topic, _ASK_SECONDS).cluster_id
+                about = {} if topic is None else {"topic": topic}
+                cluster = client.list_topics(**about, timeout=_ASK_SECONDS).cluster_id
                 if cluster:
                     self._cluster = cluster
                 self.delivery.ring()
@@ -250,9 +253,12 @@ class Sender:
                 drain.journal.losses.clear()
             drain.journal.give_back_room()
         self._reject_blocked_for_too_long(now)
-        if now >= self._adopt_at and self._cluster is not None:
+        if now >= self._adopt_at:
             self._adopt_at = now + _ADOPT_SECONDS
-            self._adopt()
+            if self._cluster is not None:
+                self._adopt()
+            elif not self.own.journal.count:  # nothing was sent yet by which it would have become known
+                self._ask_by(None)
         if now - self._aged_at > _AGE_SECONDS:
             self._aged_at = now
             self._look_at_age()
