@@ -104,6 +104,12 @@ def run_python(code: str, folder: Path, prints: str = "") -> Ended:
     return run([sys.executable, str(program)], folder, prints)
 
 
+def run_shell(code: str, folder: Path) -> Ended:
+    """With the commands of this environment; ends at the first one that fails."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return run(["sh", "-e", "-c", code], folder, "", PATH=path)
+
+
 def run_pytest(code: str, folder: Path) -> Ended:
     (folder / "test_block.py").write_text(code, encoding="utf-8")
     return run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."], folder, "")

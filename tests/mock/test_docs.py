@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 
 from safekafka.observe import Event
 from safekafka.testing import MockCluster
-from tests.documentation import PAGES, ROOT, Block, after, before, blocks, run, run_pytest, run_python
+from tests.documentation import PAGES, ROOT, Block, after, before, blocks, run, run_pytest, run_python, run_shell
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,6 +24,7 @@ _COMMANDS = (
     re.compile(r"make (?P<target>\w+)( SUITE=(?P<suite>\w+))?( SCALE=\d+)?"),
     re.compile(r"pip install '?safekafka(\[(?P<extras>[\w,]+)\])?'?"),
     re.compile(r"docker compose (up --wait|down)"),
+    re.compile(r"safekafka spool .+"),  # run by test_spool_commands_run_...
 )
 
 
@@ -83,6 +84,24 @@ def test_shell_block_has_commands_that_exist(block: Block) -> None:
             assert (ROOT / "tests" / named["suite"]).is_dir()
         for extra in (named.get("extras") or "").split(","):
             assert not extra or extra in extras
+
+
+@pytest.mark.parametrize("page", sorted({b.page for b in blocks("sh") if b.code.startswith("safekafka spool")}))
+def test_spool_commands_run_on_what_the_programs_of_their_page_left(
+    page: str, kafka: MockCluster, tmp_path: Path
+) -> None:
+    for block in [b for b in blocks("python", "sh") if b.page == page]:
+        if block.language == "python":
+            kafka.set_broker_down()
+            ended = run_python(_on(kafka, block.code), tmp_path, block.prints)
+        elif block.code.startswith("safekafka spool"):
+            kafka.set_broker_up()
+            ended = run_shell(_on(kafka, block.code), tmp_path)
+        else:
+            continue
+        assert ended.status == 0, ended.output
+        assert block.prints in ended.output
+        assert "Traceback" not in ended.output
 
 
 def test_every_block_is_of_a_kind_that_is_checked() -> None:

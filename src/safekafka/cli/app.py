@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from safekafka.cli import spool
+
 app = typer.Typer(
     name="safekafka",
     no_args_is_help=True,
@@ -14,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(spool.app, name="spool")
 
 
 @app.callback()
