@@ -114,6 +114,7 @@ class Journal:
         self._reading = threading.Lock()
         self.losses: list[Loss] = []  # found since the last look at it
         self.last_seq = self.count = self.bytes = 0
+        self._relaxed = self._sync_failed = False
         self._shrinking = False
         self._writer: Any = _Closed()
         self._reader: Any = _Closed()
@@ -121,6 +122,7 @@ class Journal:
         try:
             self._open_and_look()
         except BaseException as error:
+            self._close_connections()
             os.close(self._high_file)
             if isinstance(error, sqlite3.Error):
                 raise _storage_error(error, self.path) from error
@@ -138,8 +140,10 @@ class Journal:
             try:
                 if len(statements) == 1 and not armed:  # a transaction by itself
                     try:
+                        self._sync_again()
                         self._writer.execute(*statements[0])
                     except sqlite3.Error as error:
+                        self._sync_failed = self._sync_failed or is_io(error)
                         raise _storage_error(error, self.path) from error
                 else:
                     with self._transaction():
@@ -160,7 +164,7 @@ class Journal:
         """Kafka has these; `freed` is the sum of their sizes."""
         runs = list(runs_of(sorted(seqs)))
         with self._unsynced():
-            with self._making_room():
+            with self._making_room(synced=False):
                 deleted = 0
                 for start in range(0, len(runs), _DELETE_RUNS):
                     bounds = [bound for run in runs[start : start + _DELETE_RUNS] for bound in run]
@@ -184,11 +188,14 @@ class Journal:
                     "INSERT INTO rejected SELECT seq, fields, crc, ?, ? FROM record WHERE seq = ?",
                     [(reason, now, seq) for seq, _, reason in rows],
                 )
-                self._writer.executemany("DELETE FROM record WHERE seq = ?", [(seq,) for seq, _, _ in rows])
-                self._keep_state(len(rows))
+                moved = self._writer.executemany(
+                    "DELETE FROM record WHERE seq = ?", [(seq,) for seq, _, _ in rows]
+                ).rowcount
+                self._keep_state(moved)
                 passing("after_reject_before_commit")
-            self.count -= len(rows)
-            self.bytes -= freed
+            self.count, self.bytes = self.count - moved, self.bytes - freed
+            if moved != len(rows):  # a damaged file lacked some
+                self.count, self.bytes = self._totals()
         passing("after_reject")
 
     def set_aside(self, seqs: Sequence[int]) -> None:
@@ -199,21 +206,25 @@ class Journal:
                 "check the disk; on_damage='set_aside' keeps them as evidence and sends the others."
             )
         with self._lock, self._making_room():
+            if self._writer.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
+                raise sqlite3.DatabaseError("malformed")  # to delete a row could free pages that are others'
             for first, last in runs_of(sorted(seqs)):
                 self._writer.execute(
                     "INSERT INTO damaged SELECT seq, fields, crc, ? FROM record WHERE seq BETWEEN ? AND ?",
                     (int(time.time() * 1000), first, last),
                 )
-                self._writer.execute("DELETE FROM record WHERE seq BETWEEN ? AND ?", (first, last))
+                moved = self._writer.execute("DELETE FROM record WHERE seq BETWEEN ? AND ?", (first, last)).rowcount
+                if moved != last - first + 1:  # the number itself is damaged: the row is not where it belongs
+                    raise sqlite3.DatabaseError("malformed: rows are not found by their numbers")
             self._keep_state(len(seqs))
             self.count, self.bytes = self._totals()
 
     def requeue(self, seqs: Sequence[int]) -> int:
         """Rejected records go to the end of the line again, with new numbers. Returns how many."""
         with self._lock:
-            rows = self._selected("rejected", seqs)
-            data = [fields for _, fields in rows]
             with self._transaction():
+                rows = self._selected("rejected", seqs)
+                data = [fields for _, fields in rows]
                 for statement in _inserts(self.last_seq + 1, data):
                     self._writer.execute(*statement)
                 self._writer.executemany("DELETE FROM rejected WHERE seq = ?", [(seq,) for seq, _ in rows])
@@ -235,7 +246,7 @@ class Journal:
                 free, pages = self._one("PRAGMA freelist_count"), self._one("PRAGMA page_count")
                 more = free >= _FREE_PAGES and free >= pages // 4
                 if more:
-                    with self._making_room():
+                    with self._making_room(synced=False):
                         for _ in range(_VACUUM_PAGES):  # the module steps such a statement once: a page
                             self._writer.execute("PRAGMA incremental_vacuum(1)")
                 elif self._shrinking:  # the file itself is cut at a checkpoint
@@ -268,6 +279,9 @@ class Journal:
                 ) as rows,
             ):
                 for seq, data, crc in rows:
+                    if seq < first:
+                        raise sqlite3.DatabaseError("malformed: rows are out of order")
+                    first = seq + 1
                     if type(data) is not bytes or checksum(seq, data) != crc:
                         damaged.append(seq)
                         continue
@@ -280,17 +294,25 @@ class Journal:
         return records, damaged
 
     def rejected(self) -> list[RejectedRecord]:
-        with self._reading:
-            rows = self._reader.execute("SELECT seq, fields, crc, reason, at FROM rejected ORDER BY seq").fetchall()
-        return [RejectedRecord(seq, decode(data), reason, at) for seq, data, _, reason, at in rows]
+        rows = self._ask("SELECT seq, fields, crc, reason, at FROM rejected ORDER BY seq")
+        return [
+            RejectedRecord(seq, decode(data), reason, at)
+            for seq, data, crc, reason, at in rows
+            if is_whole(seq, data, crc)
+        ]
 
     def rejected_count(self) -> int:
-        with self._reading:
-            return int(self._reader.execute("SELECT count(*) FROM rejected").fetchone()[0])
+        return int(self._ask("SELECT count(*) FROM rejected")[0][0])
 
     def count_up_to(self, seq: int) -> int:
-        with self._reading:
-            return int(self._reader.execute("SELECT count(*) FROM record WHERE seq <= ?", (seq,)).fetchone()[0])
+        return int(self._ask("SELECT count(*) FROM record WHERE seq <= ?", seq)[0][0])
+
+    def _ask(self, query: str, *parameters: int) -> list[Any]:
+        try:
+            with self._reading:
+                return self._reader.execute(query, parameters).fetchall()  # type: ignore[no-any-return]
+        except sqlite3.Error as error:
+            raise _storage_error(error, self.path) from error
 
     # ---- the end, and damage
 
@@ -299,8 +321,7 @@ class Journal:
         with self._lock, self._reading:
             self._reader.close()
             self._writer.close()
-            with contextlib.suppress(OSError):  # the mark is a help, not a condition
-                self._mark(closed=True)
+            self._mark(closed=True)
             os.close(self._high_file)
         _journals.discard(self)
 
@@ -321,19 +342,29 @@ class Journal:
                 "evidence and sends what can be read."
             )
         with self._lock, self._reading:
-            with contextlib.suppress(sqlite3.Error):
-                self._reader.close()
-            with contextlib.suppress(sqlite3.Error):
-                self._writer.close()
-            self.losses.append(salvage(self._folder, self.last_seq, self._connect, self._make_tables))
-            self._open()
+            self._close_connections()
+            self._reader = self._writer = _Closed()
+            try:
+                self.losses.append(salvage(self._folder, self.last_seq, self._connect, self._make_tables))
+                self._open()
+            except sqlite3.Error as error:
+                raise _storage_error(error, self.path) from error
+            except OSError as error:
+                raise not_usable(self._folder, error) from error
 
     # ---- inside
+
+    def _close_connections(self) -> None:
+        for connection in (self._reader, self._writer):
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
 
     def _open_and_look(self) -> None:
         from safekafka.spool.salvage import finish_interrupted
 
-        finish_interrupted(self._folder)
+        if finish_interrupted(self._folder):
+            kept = max(self._folder.glob("damaged-*.sqlite3"), default=None)
+            self.losses.append(Loss(f"{FILE} was damaged; who mended it died before it could tell", None, kept))
         high, left, closed = self._read_high()
         missing = not self.path.exists()
         before = self._copy_of_log() if high and not closed else None
@@ -344,8 +375,11 @@ class Journal:
                 raise
             self.last_seq = high
             self.mend()
-        if missing and high and (left or not closed):
-            self.losses.append(Loss(f"the file {FILE} is missing; it had records up to {high}", left or None, None))
+        if missing and high:
+            evidence = None if before is None else before.replace(self._folder / f"damaged-{_now()}.wal")
+            if left or not closed:
+                what = f"the file {FILE} is missing; it had records up to {high}"
+                self.losses.append(Loss(what, left or None, evidence))
             self.last_seq = high
         elif self.last_seq < high:
             evidence = None if before is None else before.replace(self._folder / f"damaged-{_now()}.wal")
@@ -358,6 +392,16 @@ class Journal:
                 f"{str(self.path)!r}: {self.losses[0].what}. Remedy: check the disk; on_damage='set_aside' sends what "
                 "is left."
             )
+        try:
+            self._settle_state()
+        except SpoolCorruptError:
+            self.mend()
+            self._settle_state()
+        # Before the first record: an old mark on the disk would say of a journal with records that it was left empty.
+        self._mark(closed=False)
+        os.fsync(self._high_file)
+
+    def _settle_state(self) -> None:
         with self._transaction():  # what is lost is missed once
             self._writer.execute("UPDATE state SET last_seq = ?, gone = ?", (self.last_seq, self.last_seq - self.count))
 
@@ -368,6 +412,9 @@ class Journal:
         self._writer.execute(f"PRAGMA synchronous={self._synchronous}")
         self._writer.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
         self._writer.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
+        self._relaxed = self._sync_failed = False
+        # Who left a log here may have met a disk that refused to sync it (`_sync_again`): out of it, as far as it goes.
+        self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         version = self._one("PRAGMA user_version")
         if version == 0:
             with self._transaction():
@@ -391,7 +438,10 @@ class Journal:
 
     def _count(self) -> None:
         """What the file says. Rows that it must have and has not are a loss."""
-        last_seq, gone = self._writer.execute("SELECT last_seq, gone FROM state").fetchone()
+        row = self._writer.execute("SELECT last_seq, gone FROM state").fetchone()
+        if row is None or not all(type(number) is int and 0 <= number < 1 << 62 for number in row):
+            raise sqlite3.DatabaseError("malformed: the state is not what was written")
+        last_seq, gone = row
         self.last_seq = max(
             last_seq,
             self._one("SELECT coalesce(max(seq), 0) FROM record"),
@@ -423,20 +473,35 @@ class Journal:
 
     @contextlib.contextmanager
     def _unsynced(self) -> Iterator[None]:
-        """Under `_lock`: what is done inside need not survive a power loss."""
+        """Under `_lock`: what is done inside need not survive a power loss. Where the way back fails, the next to be
+        synced takes it."""
         with self._lock:
             try:
                 if self._synchronous == "FULL":
+                    self._relaxed = True
                     self._writer.execute("PRAGMA synchronous=NORMAL")
                 yield
             finally:
-                if self._synchronous == "FULL":
-                    self._writer.execute("PRAGMA synchronous=FULL")
+                with contextlib.suppress(sqlite3.Error):
+                    self._sync_again()
+
+    def _sync_again(self) -> None:
+        if self._relaxed:
+            self._writer.execute("PRAGMA synchronous=FULL")
+            self._relaxed = False
+        if self._sync_failed:
+            # What a failed sync should have written the system may take for written and never write: a hole in the log,
+            # which ends there after a power loss, with all that was synced behind it. So the log begins anew.
+            if self._one("PRAGMA wal_checkpoint(TRUNCATE)"):
+                raise sqlite3.OperationalError("the log could not be emptied after a failed write")
+            self._sync_failed = False
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, synced: bool = True) -> Iterator[None]:
         """Under `_lock`. A failure of the disk leaves nothing half-written."""
         try:
+            if synced:
+                self._sync_again()
             self._writer.execute("BEGIN IMMEDIATE")
             yield
             self._writer.execute("COMMIT")
@@ -445,14 +510,16 @@ class Journal:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
+                self._sync_failed = self._sync_failed or is_io(error)
                 raise _storage_error(error, self.path) from error
+            self._count()  # a signal handler raised: only the file knows whether the commit was made
             raise
 
     @contextlib.contextmanager
-    def _making_room(self) -> Iterator[None]:
+    def _making_room(self, *, synced: bool = True) -> Iterator[None]:
         """A transaction by which records go. On a full disk the reserve is given up; the next attempt has it."""
         try:
-            with self._transaction():
+            with self._transaction(synced=synced):
                 yield
         except SpoolFullError:
             with contextlib.suppress(OSError):
@@ -482,7 +549,8 @@ class Journal:
     def _mark(self, *, closed: bool) -> None:
         left = self.count if closed else 0
         head = _HIGH.pack(self.last_seq, left, closed, 0)
-        os.pwrite(self._high_file, head[:-4] + struct.pack("<I", zlib.crc32(head[:-4])), 0)
+        with contextlib.suppress(OSError):  # a help, not a condition
+            os.pwrite(self._high_file, head[:-4] + struct.pack("<I", zlib.crc32(head[:-4])), 0)
 
     def _read_high(self) -> tuple[int, int, bool]:
         return _unmarked(os.pread(self._high_file, _HIGH.size, 0)) or (0, 0, True)
@@ -510,7 +578,12 @@ class Journal:
         log = self._folder / f"{FILE}-wal"
         if not log.exists() or not log.stat().st_size:
             return None
-        return Path(shutil.copyfile(log, self._folder / f"{FILE}-wal.before"))
+        copy = self._folder / f"{FILE}-wal.before"
+        try:
+            return Path(shutil.copyfile(log, copy))
+        except OSError:  # no room: the evidence is a help, not a condition
+            copy.unlink(missing_ok=True)
+            return None
 
     def _forget(self) -> None:
         """In a forked child: the connections stay the parent's. Never freed, for that would be a close."""
@@ -520,8 +593,17 @@ class Journal:
 
 
 class _Closed:
+    """In the place of a connection that there is not yet, or that a failed mending took away."""
+
+    in_transaction = False
+
     def close(self) -> None:
         return
+
+    def execute(self, *_: Any) -> Any:
+        raise sqlite3.DatabaseError("malformed, and could not be mended yet")
+
+    executemany = executescript = execute
 
 
 _journals: weakref.WeakSet[Journal] = weakref.WeakSet()
@@ -589,13 +671,24 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_whole(seq: int, data: Any, crc: Any) -> bool:
+    return type(data) is bytes and checksum(seq, data) == crc
+
+
+def is_io(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == 10 or "I/O" in str(error)  # SQLITE_IOERR
+
+
 def is_corrupt(error: sqlite3.Error) -> bool:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code == 11 or "malformed" in str(error)  # SQLITE_CORRUPT
+    text = str(error)
+    return code in (11, 26) or "malformed" in text or "not a database" in text  # SQLITE_CORRUPT, SQLITE_NOTADB
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+    connection.text_factory = lambda text: text.decode(errors="replace")  # one flipped bit makes a text of any row
+    return connection
 
 
 def _take_room(file: int) -> None:
@@ -638,7 +731,7 @@ def _storage_error(error: sqlite3.Error, path: Path) -> Exception:
         return SpoolFullError(
             f"no room on the disk of {str(path)!r}: {text}. The record was not accepted. Remedy: free some room."
         )
-    if is_corrupt(error) or code == 26 or "not a database" in text:  # SQLITE_NOTADB
+    if is_corrupt(error):
         return SpoolCorruptError(
             f"{str(path)!r} is damaged: {text}. Remedy: check the disk; keep a copy of the folder before anything else."
         )

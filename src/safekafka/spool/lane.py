@@ -124,7 +124,7 @@ def own_lane(spool: Spool, identity: Identity) -> Lane:
     _make_folder(spool.folder)
     if warning := look(spool.folder, spool.durability):
         emit(Event.SPOOL_ON_UNSAFE_DISK, spool=str(spool.folder), warning=warning)
-    free: list[tuple[Path, FileLock]] = []
+    spare: Lane | None = None
     try:
         for folder in lane_folders(spool.folder):
             lock = try_lock(folder)
@@ -136,21 +136,24 @@ def own_lane(spool: Spool, identity: Identity) -> Lane:
             elif about is not None and not _identity(about).equals(identity):
                 if has_records(folder):
                     _tell_foreign(folder, identity, _whose(about))
-            elif has_records(folder):
-                return Lane(folder, lock, spool, identity)
-            else:
-                free.append((folder, lock))
+            elif spare is None or has_records(folder):
+                lane = Lane(folder, lock, spool, identity)
+                if lane.journal.count:  # an orphan
+                    return lane
+                if spare is None:
+                    spare = lane
+                else:
+                    lane.close()
                 continue
             lock.release()
-        if free:
-            folder, lock = free.pop(0)
-            lane = Lane(folder, lock, spool, identity)
-            lane.belongs_to(identity._replace(cluster=lane.identity.cluster))
-            return lane
+        if spare is None:
+            return _new_lane(spool, identity)
+        spare.belongs_to(identity._replace(cluster=spare.identity.cluster))
+        free, spare = spare, None
+        return free
     finally:
-        for _, lock in free:
-            lock.release()
-    return _new_lane(spool, identity)
+        if spare is not None:
+            spare.close()
 
 
 def orphans(spool: Spool, identity: Identity) -> Iterator[Lane]:
