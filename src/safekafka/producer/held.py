@@ -98,6 +98,10 @@ class Held(Generic[R]):
             line.popleft()
         return line[0] if line else None
 
+    def waiting(self) -> int:
+        """Records of blocked topics; those that have just left may be among them."""
+        return sum(map(len, self._lines.values()))
+
     def block(self, topic: str, error: KafkaError, now: float) -> None:
         if topic in self.blocked:
             self.blocked[topic].refused_again(error, now)

@@ -80,6 +80,7 @@ class LaneDrain:
         self.journal = lane.journal
         self.id = lane.id.encode()
         self.own = own
+        self.inherited = lane.journal.last_seq  # numbers up to here are those of earlier processes
         self.cursor = 1  # the next number to hand over
         self.announced = lane.journal.last_seq  # read up to here: what comes behind may not have its receipt yet
         self.rows: deque[SpooledReceipt] = deque()  # read from the disk

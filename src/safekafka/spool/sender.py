@@ -163,7 +163,9 @@ class Sender:
             done += len(drain.done)
         if done > WINDOW:  # the disk can't delete as fast
             return 0, 0
-        return min(WINDOW - count, WINDOW // 2 - count + self._stuck.records), _WINDOW_BYTES - size
+        waiting, waiting_bytes = self.delivery.waiting  # nothing comes of them before their topic takes records
+        count_left = min(WINDOW - count, WINDOW // 2 - count + self._stuck.records + waiting)
+        return count_left, _WINDOW_BYTES - size + min(waiting_bytes, _WINDOW_BYTES)
 
     def _group_to_wait_with(self, fields: Fields) -> Group | None:
         return fields[0] if fields[0] in self.delivery.blocked else self._stuck.group_of(fields)
@@ -203,14 +205,14 @@ class Sender:
         return True
 
     def _found_foreign(self, drain: LaneDrain) -> None:
-        if drain.own and drain.journal.count:
+        if drain.own and (left := drain.journal.count_up_to(drain.inherited)):
             raise SafeKafkaError(
-                f"spool {str(self._spool.folder)!r} holds {drain.journal.count} records for the cluster "
+                f"spool {str(self._spool.folder)!r} holds {left} records for the cluster "
                 f"{drain.lane.identity.cluster}, and the brokers are those of the cluster {self._cluster}. Nothing of "
                 "it was sent. Remedy: give this producer a folder of its own, or Spool(name=...); see what is there "
                 "with: safekafka spool status"
             )
-        if drain.own:
+        if drain.own:  # all in it was accepted by this process, for these brokers
             drain.lane.belongs_to(drain.lane.identity._replace(cluster=self._cluster))
         else:
             emit(Event.LANE_FOREIGN, lane=str(drain.lane.folder), why=f"it is for {drain.lane.identity.cluster}")

@@ -311,6 +311,11 @@ class SpooledDelivery(DirectDelivery):
     def blocked(self) -> dict[str, BlockedTopic]:
         return self._held.blocked  # type: ignore[no-any-return]
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Records of blocked topics that are on their way, and about how many bytes they are."""
+        return (self._held.waiting(), self._held.bytes) if self._held.blocked else (0, 0)
+
     def restored(self, drain: LaneDrain, seq: int, fields: Fields, size: int) -> SpooledReceipt:
         """The receipt of a record that only the disk knew."""
         receipt = SpooledReceipt(self, fields)
