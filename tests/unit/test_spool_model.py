@@ -331,7 +331,7 @@ def test_B_S15_lanes_and_journals_are_what_a_dictionary_would_be(scale: int, cap
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         SpoolModel,
         settings=settings(
-            max_examples=25 * scale,
+            max_examples=15 * scale,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
