@@ -177,7 +177,12 @@ class LaneDrain:
         seqs = [self.skipped.pop(group) for group in groups]
         if seqs and min(seqs) < self.cursor:
             self.cursor = min(seqs)
-            self.rows.clear()
+            self.forget_rows()
+
+    def forget_rows(self) -> None:
+        """They will be read again, for the receipts that their senders have."""
+        while self.rows:
+            self.receipts.add(self.rows.popleft())
 
     def _read(self, last: int) -> bool:
         """Rows from the disk, except those that are on their way or done. False if there are none up to `last`."""

@@ -337,7 +337,7 @@ class Sender:
         """Where SQLite calls a file damaged. Raises where damage is to be refused."""
         damaged = [drain for drain in self.drains if drain.journal.is_damaged()]
         for drain in damaged:
-            drain.rows.clear()
+            drain.forget_rows()
             drain.journal.mend()
             emit(Event.SPOOL_MENDED, lane=str(drain.lane.folder), records=drain.journal.count)
         return bool(damaged)
