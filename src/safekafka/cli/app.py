@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from safekafka.cli import spool
+from safekafka.cli.spool.commands import app as spool
 
 app = typer.Typer(
     name="safekafka",
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(spool.app, name="spool")
+app.add_typer(spool, name="spool")
 
 
 @app.callback()

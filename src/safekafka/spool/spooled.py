@@ -120,7 +120,7 @@ class SpooledDelivery(DirectDelivery):
         self.record_ids = spool.record_ids
         self._spool = spool
         self._where = str(spool.folder)
-        lane = own_lane(spool, Identity(spool.name, _normal(bootstrap), None))
+        lane = own_lane(spool, Identity(spool.name, normal_bootstrap(bootstrap), None))
         self._sender = Sender(self, spool, lane, partitioner)
         self._own = self._sender.own
         self._journal = lane.journal
@@ -449,6 +449,6 @@ def rejection(receipt: SpooledReceipt, reason: str, error: KafkaError, tried: bo
     )
 
 
-def _normal(bootstrap: str) -> str:
+def normal_bootstrap(bootstrap: str) -> str:
     """The same list in another order is the same."""
     return ",".join(sorted(part.strip() for part in bootstrap.split(",") if part.strip()))
