@@ -217,6 +217,11 @@ def linger_seconds(settings: Mapping[str, Any]) -> float:
     return float(settings.get("queue.buffering.max.ms", 5)) / 1000
 
 
+def max_in_flight(settings: Mapping[str, Any]) -> int | None:
+    """Requests that may be on their way to a broker at once; None: the client's default."""
+    return _as_int(settings.get("max.in.flight.requests.per.connection"))
+
+
 def consumer_settings(config: Mapping[str, Any], drain_timeout: float) -> tuple[Config, list[SettingProblem]]:
     """The settings for the raw consumer, and every problem found. `drain_timeout` is in seconds."""
     settings, problems = _judge(config, _CONSUMER_RULES, required=("bootstrap.servers", "group.id"))

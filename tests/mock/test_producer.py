@@ -214,7 +214,7 @@ def test_P7_close_tells_of_every_record_it_could_not_deliver(
     assert time.monotonic() - began < 10
     assert caught.value.count == 20
     assert {failure.record.value for failure in caught.value.failures} == {str(n).encode() for n in range(20)}
-    assert {receipt.status for receipt in receipts} == {"unknown"}
+    assert [receipt.status for receipt in receipts] == ["unknown"] + ["failed"] * 19  # the first may have been sent
     producer.close()  # told once
     with pytest.raises(ClosedError, match="closed"):
         producer.send(TOPIC, b"0")
@@ -650,7 +650,7 @@ def test_P1_a_callback_that_exits_the_program_does_not_end_the_delivery_thread(
         receipts[0].add_done_callback(leave)
     with pytest.raises(UndeliveredError):
         producer.flush(30)
-    assert all(receipt.status == "unknown" for receipt in receipts)
+    assert all(receipt.status in ("failed", "unknown") for receipt in receipts)
     producer.send(TOPIC, b"1").add_done_callback(lambda _: None)
 
 

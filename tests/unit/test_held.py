@@ -143,3 +143,37 @@ def test_P1_every_culprit_is_found_alone_and_the_innocent_pass_in_portions(count
             line = portion + line
     assert found == culprits
     assert refusals <= 1 + len(culprits) * 14
+
+
+def test_P3_who_waits_for_the_first_in_its_partition_is_passed_over_and_comes_back_in_order() -> None:
+    held: Held[Waiting] = Held()
+    waiting = [Waiting(number) for number in range(6)]
+    for one in waiting:
+        held.add(one)
+    for one in (waiting[0], waiting[1]):
+        held.park(one, ("a", 0))
+    held.park(waiting[2], ("a", 1))
+    held.remove(waiting[0])  # its time was over
+    held.put_back([(Waiting(-1), True)])
+    first = held.first()
+    assert first is not None
+    assert first._sent_at == -1
+    held.unpark([("a", 0), ("a", 7)])
+    assert len(held) == 6
+    assert list(taken(held)) == [-1, 1, 3, 4, 5]
+    held.unpark()
+    assert list(taken(held)) == [2]
+    assert (len(held), held.bytes) == (0, 0)
+
+
+def test_a_topic_that_is_blocked_takes_along_those_of_its_records_that_were_passed_over() -> None:
+    held: Held[Waiting] = Held()
+    for number in range(4):
+        held.add(Waiting(number, "ab"[number % 2]))
+    first = held.first()
+    assert first is not None
+    held.park(first, ("a", 0))
+    held.block("a", ERROR, 0.0)
+    assert list(taken(held)) == [1, 3]
+    held.unblock("a")
+    assert list(taken(held)) == [0, 2]

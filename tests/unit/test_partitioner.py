@@ -7,7 +7,7 @@ import random
 import pytest
 from confluent_kafka import Producer
 
-from safekafka.spool.partitioner import partition_of
+from safekafka.producer.partitioner import partition_of
 from safekafka.testing import MockCluster
 
 PARTITIONS = 7

@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 
 from safekafka.producer.direct import DirectDelivery, DirectReceipt
+from safekafka.producer.partitioner import partition_of
 from safekafka.record import Fields
 from safekafka.spool import stuck
-from safekafka.spool.partitioner import partition_of
 from safekafka.spool.stuck import Stuck
 
 TOPIC, PARTITIONS = "orders", 4

@@ -22,8 +22,9 @@ may ring it at any point: held while silent, released to ring.
 A record is in `_open` from before it is handed over until it is reported, so none can be with the client unseen.
 
 The gate (`_gate`) is the client's `produce` while records go straight to it. It is closed (None), and every record goes
-through `_held` and the delivery thread, while (1) the client is being replaced, (2) a topic refuses records, (3) the
-cluster has stopped answering: what was never handed over is definitely not in Kafka when its time is up, and is never
+through `_held` and the delivery thread, while (1) the client is being replaced, (2) a topic refuses records, (3) a
+record waits for the first one of the client in its partition to be acknowledged (`known.py` says why), (4) the cluster
+has stopped answering: what was never handed over is definitely not in Kafka when its time is up, and is never
 sent behind the program's back. A caller may have gone through the gate just before it closed. He is seen by the record
 that he put into `_open` before: it counts as with the client. A client that is fatally ill refuses it, and the caller
 finds it taken back; if it was a client given up for another reason, the caller sees another gate afterwards, and tells
@@ -60,6 +61,7 @@ from safekafka.errors import (
 from safekafka.observe import Event, emit
 from safekafka.producer.health import ProducerStats
 from safekafka.producer.held import Held, size_of
+from safekafka.producer.known import FORGET_SECONDS, Known, Place
 from safekafka.producer.outcomes import OnUndelivered
 from safekafka.producer.receipt import Receipt, tell_raw
 from safekafka.producer.recovery import BUSY_POLL_SECONDS, Recovery, no_such_partition, not_in_kafka
@@ -87,6 +89,8 @@ _WAITER_SECONDS = 1.0  # a task called that has not come by then is passed over
 _STRAIGHT = 1  # it went through the gate, or waits behind it, and nothing went wrong
 _AGAIN = 2  # it came back, and is not in Kafka
 _MAYBE = 3  # it came back, and may be in Kafka
+
+NOT_BELIEVED = KafkaError(KafkaError._FAIL, "acknowledged without an offset, which may be a wrong conclusion")
 
 _new = object.__new__
 
@@ -121,8 +125,11 @@ class DirectReceipt(Receipt):
         """On the delivery thread, inside the client's poll()."""
         owner = self._owner
         if error is None and self in owner._open:
-            topic = self._fields[0]  # type: ignore[index]
-            self._outcome = topic, message.partition(), message.offset(), message.timestamp()  # type: ignore[assignment]
+            topic, partition, offset = self._fields[0], message.partition(), message.offset()  # type: ignore[index]
+            if offset is None and not owner._known.believes(topic, partition):
+                owner._came_back(self, NOT_BELIEVED)
+                return
+            self._outcome = topic, partition, offset, message.timestamp()  # type: ignore[assignment]
             self._fields = None
             if self._callbacks is not None:
                 owner._resolved.append(self)
@@ -166,6 +173,8 @@ class DirectDelivery(Way):
         delivery_timeout: float,
         max_block: float,
         linger: float,
+        partitioner: str,
+        one_at_a_time: bool,
         on_undelivered: OnUndelivered | None,
         resend_after_fatal: bool,
     ) -> None:
@@ -185,6 +194,8 @@ class DirectDelivery(Way):
         # The client's produce() while records go straight to it; None while they go through `_held`. Closed by any
         # thread, opened by the delivery thread.
         self._gate: Callable[..., None] | None = client.produce
+        self._partitioner, self._one_at_a_time = partitioner, one_at_a_time
+        self._known = self._new_known()
         # Under _handing_over:
         self._held: Held[DirectReceipt] = Held()
         # Any thread, each step atomic:
@@ -231,7 +242,7 @@ class DirectDelivery(Way):
             receipt._fields = fields
             receipt._outcome = receipt._callbacks = None
         produce = self._gate
-        if produce is not None:
+        if produce is not None and fields[0] in self._known.topics:
             topic, value, key, headers, partition, timestamp = fields
             receipt._sent_at = monotonic()
             self._open[receipt] = _STRAIGHT
@@ -448,16 +459,19 @@ class DirectDelivery(Way):
 
     def _accept(self, receipt: DirectReceipt) -> bool:
         """Hand the record over or hold it back; False if there is no room, or none at all any more (`_refusal`)."""
-        topic, value, key, headers, partition, timestamp = receipt.fields()
         with self._handing_over:
             if self._refusal is not None:
                 return False
             receipt._sent_at = monotonic()
-            if self._gate is None:
+            produce = self._gate
+            if produce is None:
                 return self._hold(receipt)
             self._open[receipt] = _STRAIGHT
             try:
-                self._gate(topic, value, key, partition, receipt._report, None, timestamp, headers)
+                if self._give(receipt, receipt.fields(), produce) is not None:
+                    del self._open[receipt]
+                    self._gate = None
+                    return self._hold(receipt)
             except BufferError:
                 del self._open[receipt]
                 return False
@@ -469,6 +483,37 @@ class DirectDelivery(Way):
                     del self._open[receipt]
                 raise
             return True
+
+    def _give(self, receipt: DirectReceipt, fields: Fields, produce: Callable[..., None]) -> Place | None:
+        """Hand the record to the client; or return the place where it has to wait for the first one (`known.py`). Under
+        `_handing_over`."""
+        topic, value, key, headers, _, timestamp = fields
+        partition, place = self._known.way(fields)
+        if place is None:
+            produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
+            return None
+        first = self._known.first
+        if place in first:
+            return place
+        first.add(place)
+        try:
+            produce(topic, value, key, partition, self._first_report(place, receipt), None, timestamp, headers)
+        except (BufferError, KafkaException):
+            first.discard(place)
+            raise
+        return None
+
+    def _new_known(self) -> Known:
+        return Known(self._partitioner, monotonic(), alone=self._one_at_a_time)
+
+    def _first_report(self, place: Place, receipt: DirectReceipt) -> Callable[[KafkaError | None, Message], None]:
+        known = self._known
+
+        def report(error: KafkaError | None, message: Message) -> None:
+            known.reported(place, message.partition() if error is None else None)
+            receipt._report(error, message)
+
+        return report
 
     def _refused(self, receipt: DirectReceipt, cause: KafkaError) -> bool:
         """The client did not take the record, so this attempt is not in Kafka."""
@@ -575,6 +620,8 @@ class DirectDelivery(Way):
             with self._handing_over:
                 late = [self._passed_by.popleft() for _ in range(len(self._passed_by))]
                 self._put_back((receipt, True) for receipt in late if self._open.get(receipt) == _STRAIGHT)
+        if self._known.reports:
+            self._recovery.settle_first()
         if self._gate is None:
             if self._fatal is None:
                 self._recovery.hear_alone()
@@ -656,6 +703,8 @@ class DirectDelivery(Way):
         if self._late != self._late_told:
             self._late_told, records = self._late, self._late - self._late_told
             emit(Event.LATE_REPORT, records=records)
+        if now - self._known.since > FORGET_SECONDS:
+            self._recovery.forget_known()
         if not len(self.client):
             self._busy_since = now
         quiet_since = max(self._progress_at, self._busy_since)

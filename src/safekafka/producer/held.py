@@ -1,6 +1,7 @@
 """Records that wait on our side: accepted by `send()`, not with the client. Pure: no client, no clock, no thread.
 
-They wait because the cluster is away, because a client is being replaced, or because their topic refuses records. Order
+They wait because the cluster is away, because a client is being replaced, because their topic refuses records, or for
+the first record in their partition. Order
 is that of `send()`: a record that came back from the client takes its old place, before everything sent after it. A
 blocked topic waits in a queue of its own, so the other topics go on.
 
@@ -11,7 +12,7 @@ halves, until the record that is refused stands alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 from confluent_kafka import KafkaError
@@ -54,6 +55,7 @@ class Held(Generic[R]):
         self.bytes = 0
         self._line: deque[R] = deque()
         self._lines: dict[str, deque[R]] = {}  # of blocked topics
+        self._parked: dict[Hashable, deque[R]] = {}  # passed over, by what they wait for
         # Who is here: whether it was with a client before, so that it may be in Kafka. A record that left (`remove`)
         # may still stand in its line; it is passed over there.
         self._tried: dict[R, bool] = {}
@@ -98,6 +100,22 @@ class Held(Generic[R]):
             line.popleft()
         return line[0] if line else None
 
+    def park(self, receipt: R, place: Hashable) -> None:
+        """The first record has to wait, and those behind it need not."""
+        self._line.popleft()
+        parked = self._parked.setdefault(place, deque())
+        while parked and parked[0] not in self._tried:
+            parked.popleft()
+        parked.append(receipt)
+
+    def unpark(self, places: Iterable[Hashable] | None = None) -> None:
+        """Those that waited for these (None: for any) are back in line."""
+        back = [self._parked.pop(place, ()) for place in (list(self._parked) if places is None else places)]
+        if any(back):
+            for parked in back:
+                self._line.extend(receipt for receipt in parked if receipt in self._tried)
+            _sort(self._line)
+
     def waiting(self) -> int:
         """Records of blocked topics; those that have just left may be among them."""
         return sum(map(len, self._lines.values()))
@@ -107,6 +125,7 @@ class Held(Generic[R]):
             self.blocked[topic].refused_again(error, now)
             return
         self.blocked[topic] = BlockedTopic(error, now)
+        self.unpark()
         others: deque[R] = deque()
         own = self._lines[topic] = deque()
         for receipt in self._line:

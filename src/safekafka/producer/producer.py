@@ -36,6 +36,7 @@ from safekafka.settings import (
     buffer_limits,
     connection_settings,
     linger_seconds,
+    max_in_flight,
     message_max_bytes,
     positive,
     producer_settings,
@@ -115,13 +116,17 @@ class SafeProducer:
                 client.set_sasl_credentials(*credentials[-1])
             return client, watch
 
+        partitioner = str(settings.get("partitioner", "consistent_random"))
+        one_at_a_time = max_in_flight(settings) == 1
+
         def make_way() -> DirectDelivery:
             if described is not None:
                 return SpooledDelivery(
                     make_client,
                     described,
                     bootstrap=str(settings.get("bootstrap.servers", "")),
-                    partitioner=str(settings.get("partitioner", "consistent_random")),
+                    partitioner=partitioner,
+                    one_at_a_time=one_at_a_time,
                     make_admin=lambda: admin_client(connection_settings(settings)),
                     max_block=max_block,
                     linger=linger_seconds(settings),
@@ -135,6 +140,8 @@ class SafeProducer:
                 delivery_timeout=delivery_timeout,
                 max_block=max_block,
                 linger=linger_seconds(settings),
+                partitioner=partitioner,
+                one_at_a_time=one_at_a_time,
                 on_undelivered=on_undelivered,
                 resend_after_fatal=on_fatal == "resend",
             )

@@ -8,6 +8,8 @@ on a batch is not one on a record, so its records are sent again in halves, and 
 A topic that refuses records waits, and its oldest record is sent alone, as a probe, after growing pauses; other topics
 flow.
 
+The first record of a client in each partition goes alone (`known.py`); those behind it wait in lines of their own.
+
 Threads and locks: see `direct.py`, of whose state this is the other half; all of it runs on the delivery thread.
 """
 
@@ -127,6 +129,7 @@ class Recovery:
         client, _ = self._delivery._make_client(True)
         old = [self._delivery.client]
         with self._delivery._handing_over:
+            self.forget_known()
             given_up, sent_again = self._take_back(own)
             self._delivery.client = client
             self._delivery._fatal = self._fatal_until = None
@@ -215,9 +218,15 @@ class Recovery:
                 receipt = self._next()
                 if receipt is None:
                     return
+                fields = receipt.to_send()
                 try:
-                    self._give(receipt)
+                    place = self._delivery._give(receipt, fields, self._delivery.client.produce)
+                    if place is not None:
+                        self._delivery._held.park(receipt, place)
+                        continue
                     self._delivery._held.remove(receipt)
+                    if self._care.limit is not None:
+                        self._care.left -= 1
                     continue
                 except BufferError:
                     if len(self._delivery.client):  # else it alone is too much for the client's buffer
@@ -259,13 +268,28 @@ class Recovery:
             self._single.send(receipt, receipt.to_send())
             care.left = 0
             return None
-        if care.limit is not None:
-            care.left -= 1
         return receipt
 
-    def _give(self, receipt: DirectReceipt) -> None:
-        topic, value, key, headers, partition, timestamp = receipt.to_send()
-        self._delivery.client.produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
+    def settle_first(self) -> None:
+        """Records that went alone to a partition have their reports: those that wait behind them are next."""
+        known, now = self._delivery._known, time.monotonic()
+        with self._delivery._handing_over:
+            places = known.settle()
+            self._delivery._held.unpark(places)
+        for topic in known.to_ask({topic for topic, _ in places}, now):
+            try:
+                partitions = self._delivery.client.list_topics(topic, _METADATA_SECONDS).topics[topic].partitions
+            except (KafkaException, KeyError):
+                continue  # the next record goes alone too, and then we ask again
+            with_leader = [number for number, partition in partitions.items() if partition.leader >= 0]
+            with self._delivery._handing_over:
+                known.learned(topic, partitions, with_leader, now)
+
+    def forget_known(self) -> None:
+        """By now a broker may have forgotten our producer id."""
+        with self._delivery._handing_over:
+            self._delivery._known = self._delivery._new_known()
+            self._delivery._held.unpark()
 
     def hear_alone(self) -> None:
         """What became of the records that go alone; the next probe of a blocked topic."""

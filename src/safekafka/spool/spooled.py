@@ -22,7 +22,7 @@ from confluent_kafka.admin import AdminClient
 from safekafka.client import ClusterWatch
 from safekafka.errors import DeliveryError, DeliveryFailed, DeliveryUnknown, SafeKafkaError, SpoolFullError
 from safekafka.observe import Event, emit
-from safekafka.producer.direct import _STRAIGHT, DirectDelivery, DirectReceipt, _new
+from safekafka.producer.direct import _STRAIGHT, NOT_BELIEVED, DirectDelivery, DirectReceipt, _new
 from safekafka.producer.health import ProducerStats
 from safekafka.producer.held import BlockedTopic
 from safekafka.producer.outcomes import OnUndelivered
@@ -70,8 +70,11 @@ class SpooledReceipt(DirectReceipt):
         """As in `DirectReceipt`; and the journal's row may go."""
         owner = self._owner
         if error is None and self in owner._open:
-            topic = self._fields[0]  # type: ignore[index]
-            self._outcome = topic, message.partition(), message.offset(), message.timestamp()  # type: ignore[assignment]
+            topic, partition, offset = self._fields[0], message.partition(), message.offset()  # type: ignore[index]
+            if offset is None and not owner._known.believes(topic, partition):
+                owner._came_back(self, NOT_BELIEVED)
+                return
+            self._outcome = topic, partition, offset, message.timestamp()  # type: ignore[assignment]
             self._fields = None
             drain, seq, size = self._drain, self._seq, self._size
             drain.done[seq] = size
@@ -99,6 +102,7 @@ class SpooledDelivery(DirectDelivery):
         *,
         bootstrap: str,
         partitioner: str,
+        one_at_a_time: bool,
         make_admin: Callable[[], AdminClient],
         max_block: float,
         linger: float,
@@ -111,6 +115,8 @@ class SpooledDelivery(DirectDelivery):
             delivery_timeout=float("inf"),
             max_block=max_block,
             linger=linger,
+            partitioner=partitioner,
+            one_at_a_time=one_at_a_time,
             on_undelivered=on_undelivered,
             resend_after_fatal=True,
         )
@@ -330,8 +336,8 @@ class SpooledDelivery(DirectDelivery):
             receipt._sent_at = sent_at = sent_at + _INSTANT  # what comes back is sorted by it
             open_[receipt] = _STRAIGHT
             produce = self._gate
-            if produce is not None:
-                topic, value, key, headers, partition, timestamp = receipt._fields  # type: ignore[misc]
+            topic, value, key, headers, partition, timestamp = receipt._fields  # type: ignore[misc]
+            if produce is not None and topic in self._known.topics:
                 if ids:  # as in `to_send`
                     mine = ID_HEADER, b"%b-%d" % (lane, receipt._seq)
                     headers = [mine] if headers is None else [*headers, mine]

@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 from safekafka.observe import Event, emit
 from safekafka.producer.direct import DirectReceipt
+from safekafka.producer.partitioner import partition_of
 from safekafka.record import Fields
-from safekafka.spool.partitioner import partition_of
 
 Partition: TypeAlias = "tuple[str, int | None]"  # None: where no key decides
 
