@@ -171,6 +171,22 @@ def test_status_tells_a_lane_that_cannot_be_read_and_the_others_all_the_same(fil
     assert told["total"]["records"] == 2
 
 
+def test_a_lane_whose_journal_is_gone_is_told_and_the_others_are_read(fill: Callable[..., Path]) -> None:
+    path = fill(["a", "b"], ["c"])
+    for file in (path / "lane-0").glob("journal.sqlite3*"):
+        file.unlink()
+    ran = Ran("status", path)
+    assert ran.status == 1
+    assert "lane-0 can't be read" in ran.err
+    assert "records up to number 2" in ran.err
+    ran = Ran("verify", path)
+    assert ran.status == 1
+    assert "lane-0: 0 records read, NOT WELL" in ran.out
+    ran = Ran("export", path)
+    assert [base64.b64decode(line["value"]) for line in ran.lines] == [b"c"]
+    assert "lane-0 has lost its journal.sqlite3" in ran.err
+
+
 @pytest.mark.parametrize("command", [["status"], ["list"], ["show", 1], ["verify"], ["rejected"], ["export"]], ids=str)
 def test_what_only_looks_works_beside_the_living_process(
     command: list[object], alive: SafeProducer, outage: MockCluster, path: Path

@@ -130,7 +130,8 @@ class LaneDrain:
                 self.fresh_out += fresh.popleft()._size
             if fresh and fresh[0]._seq == cursor:
                 return fresh
-            last = fresh[0]._seq - 1 if fresh else self.announced
+            announced = self.announced  # before `fresh`, which gets what is announced first
+            last = fresh[0]._seq - 1 if fresh else announced
             if cursor > last:
                 return None
             if not self._read(last):

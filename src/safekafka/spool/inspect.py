@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_PORTION = 500
+
+
 class StoredRecord(NamedTuple):
     seq: int
     fields: Fields
@@ -63,7 +66,10 @@ class LaneView:
         self.folder = folder
         path = folder / FILE
         if not path.exists():
-            raise SpoolUnusableError(f"{str(folder)!r} has no {FILE}. Remedy: give the folder of a spool.")
+            raise SpoolUnusableError(
+                f"{str(folder)!r} has no {FILE}; records up to number {Journal.highest(folder)} were in it. Remedy: "
+                "put it back from a copy. Without it the next start of the program tells the loss and goes on."
+            )
         self._connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
     def __enter__(self) -> Self:
@@ -95,13 +101,20 @@ class LaneView:
         )
 
     def records(self, limit: int = -1, first: int = 0) -> Iterator[StoredRecord]:
-        """By ascending number; damaged ones are left out."""
-        cursor = self._connection.execute(
-            "SELECT seq, fields, crc FROM record WHERE seq >= ? ORDER BY seq LIMIT ?", (first, limit)
-        )
-        for seq, data, crc in cursor:
-            if type(data) is bytes and checksum(seq, data) == crc:
-                yield StoredRecord(seq, decode(data), len(data))
+        """By ascending number; damaged ones are left out. Read in portions: the log of a living process can't be taken
+        into its file while somebody reads."""
+        while limit:
+            portion = _PORTION if limit < 0 else min(limit, _PORTION)
+            rows = self._connection.execute(
+                "SELECT seq, fields, crc FROM record WHERE seq >= ? ORDER BY seq LIMIT ?", (first, portion)
+            ).fetchall()
+            for seq, data, crc in rows:
+                if type(data) is bytes and checksum(seq, data) == crc:
+                    yield StoredRecord(seq, decode(data), len(data))
+            if len(rows) < portion:
+                return
+            first = rows[-1][0] + 1
+            limit -= portion if limit > 0 else 0
 
     def rejected(self) -> list[RejectedRecord]:
         """By ascending number; damaged ones are left out."""
@@ -141,8 +154,8 @@ class LaneView:
 
 
 def lanes(folder: Path) -> list[Path]:
-    """The lanes of a spool that have a journal. Raises `SpoolUnusableError` if there is none."""
-    found = [lane for lane in lane_folders(folder) if (lane / FILE).exists()]
+    """The lanes of a spool that have a journal, or had one. Raises `SpoolUnusableError` if there is none."""
+    found = [lane for lane in lane_folders(folder) if (lane / FILE).exists() or Journal.highest(lane)]
     if not found:
         raise SpoolUnusableError(f"{str(folder)!r} is no spool: it has no lane-<n>/{FILE}. Remedy: check the path.")
     return found
@@ -163,6 +176,9 @@ def rejected_in(folder: Path, spool: str) -> list[RejectedRecord]:
     for lane in lane_folders(folder):
         about = identity_of(lane)
         if about is not None and about[1].spool == spool and (lane / FILE).exists():
-            with LaneView(lane) as view:
-                found += view.rejected()
+            try:
+                with LaneView(lane) as view:
+                    found += view.rejected()
+            except sqlite3.Error as error:
+                raise SpoolUnusableError(f"the rejected records in {str(lane)!r} can't be read: {error}") from error
     return sorted(found, key=lambda one: (one.at, one.seq))

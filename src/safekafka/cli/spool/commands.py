@@ -185,10 +185,10 @@ def verify(path: _Path, as_json: _Json = False) -> None:
 def rejected(path: _Path, as_json: _Json = False) -> None:
     """The records that Kafka refused for good, with the reason. VALUE is bytes."""
     with _one_line_errors():
-        from safekafka.spool.inspect import LaneView, lanes
+        from safekafka.spool.inspect import LaneView
 
         rows: list[tuple[str, ...]] = []
-        for folder in lanes(path):
+        for folder in lanes_of(path, None):
             with LaneView(folder) as view:
                 for one in view.rejected():
                     about = time_of(one.at), one.fields[0], partition_of(one.fields), size_of(one.fields[1])

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from safekafka.cli.spool.shown import as_base64, number_of, payload_json, record_json
+from safekafka.cli.spool.shown import as_base64, note, number_of, payload_json, record_json
 from safekafka.errors import SafeKafkaError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Look(NamedTuple):
 
 
 def look_at(path: Path, lane: int | None) -> list[Look]:
-    return [_look(folder) for folder in lanes_of(path, lane)]
+    return [_look(folder) for folder in _lanes(path, lane)]
 
 
 def _look(folder: Path) -> Look:
@@ -45,6 +45,19 @@ def _look(folder: Path) -> Look:
 
 
 def lanes_of(path: Path, number: int | None) -> list[Path]:
+    """Those with something to read."""
+    from safekafka.spool.journal import FILE
+
+    readable = []
+    for folder in _lanes(path, number):
+        if (folder / FILE).exists():
+            readable.append(folder)
+        else:
+            note(f"{folder.name} has lost its {FILE}: see safekafka spool status.")
+    return readable
+
+
+def _lanes(path: Path, number: int | None) -> list[Path]:
     from safekafka.spool.inspect import lanes
 
     found = lanes(path)
