@@ -74,7 +74,7 @@ def test_P6_a_fatal_error_is_healed_and_nothing_is_lost_or_overtaken(
     assert "client_rebuilt" in caplog.text
     assert "lost the thread" in caplog.text
     assert producer.raw_client is not first
-    assert producer.health().ok
+    wait_until(lambda: producer.health().ok, 10, lambda: str(producer.health()))  # looked at every 20 ms
 
 
 def test_P6_on_fatal_report_ends_the_records_in_doubt_instead_of_sending_them_again(

@@ -23,7 +23,7 @@ def known() -> Known:
 
 
 def acknowledge(known: Known, place: Place, partition: int) -> list[Place]:
-    known.first.add(place)
+    known.first[place] = True
     known.reported(place, partition)
     return known.settle()
 
@@ -58,24 +58,24 @@ def test_each_partition_is_known_by_its_own_first_record_and_then_the_topic_is(k
 
 def test_a_refused_first_record_makes_nothing_known(known: Known) -> None:
     know(known)
-    known.first.add((TOPIC, 1))
+    known.first[TOPIC, 1] = True
     known.reported((TOPIC, 1), None)
     assert known.settle() == [(TOPIC, 1)]
-    assert known.first == set()
+    assert known.first == {}
     assert known.way(record(partition=1)) == (1, (TOPIC, 1))
 
 
 def test_records_without_a_key_go_to_partitions_that_are_new_and_free_and_else_to_known_ones(known: Known) -> None:
     know(known, 0)
-    known.first.update({(TOPIC, 1), (TOPIC, 2)})
+    known.first.update({(TOPIC, 1): True, (TOPIC, 2): True})
     assert known.way(record()) == (3, (TOPIC, 3))
-    known.first.add((TOPIC, 3))
+    known.first[TOPIC, 3] = True
     assert {known.way(record()) for _ in range(20)} == {(0, None)}
 
 
 def test_without_a_known_partition_a_record_without_a_key_waits(known: Known) -> None:
     know(known)
-    known.first.update((TOPIC, partition) for partition in range(4))
+    known.first.update({(TOPIC, partition): True for partition in range(4)})
     for _ in range(20):
         partition, place = known.way(record())
         assert place == (TOPIC, partition)

@@ -466,47 +466,41 @@ class DirectDelivery(Way):
             produce = self._gate
             if produce is None:
                 return self._hold(receipt)
+            fields = receipt.fields()
+            partition, place = self._known.way(fields)
+            report = self._report_to(receipt, place)
+            topic, value, key, headers, _, timestamp = fields
+            first = self._known.first
+            # From here to the client no call, so no signal handler comes between that sends, or raises.
+            if place in first:
+                self._gate = None
+                return self._hold(receipt)
+            if place is not None:
+                first[place] = True
             self._open[receipt] = _STRAIGHT
             try:
-                if self._give(receipt, receipt.fields(), produce) is not None:
-                    del self._open[receipt]
-                    self._gate = None
-                    return self._hold(receipt)
+                produce(topic, value, key, partition, report, None, timestamp, headers)
             except BufferError:
                 del self._open[receipt]
+                first.pop(place, None)
                 return False
             except KafkaException as error:
                 del self._open[receipt]
+                first.pop(place, None)
                 return self._refused(receipt, error.args[0])
             except BaseException as error:
                 if not _of_signal_handler(error):
                     del self._open[receipt]
+                    first.pop(place, None)
                 raise
             return True
-
-    def _give(self, receipt: DirectReceipt, fields: Fields, produce: Callable[..., None]) -> Place | None:
-        """Hand the record to the client; or return the place where it has to wait for the first one (`known.py`). Under
-        `_handing_over`."""
-        topic, value, key, headers, _, timestamp = fields
-        partition, place = self._known.way(fields)
-        if place is None:
-            produce(topic, value, key, partition, receipt._report, None, timestamp, headers)
-            return None
-        first = self._known.first
-        if place in first:
-            return place
-        first.add(place)
-        try:
-            produce(topic, value, key, partition, self._first_report(place, receipt), None, timestamp, headers)
-        except (BufferError, KafkaException):
-            first.discard(place)
-            raise
-        return None
 
     def _new_known(self) -> Known:
         return Known(self._partitioner, monotonic(), alone=self._one_at_a_time)
 
-    def _first_report(self, place: Place, receipt: DirectReceipt) -> Callable[[KafkaError | None, Message], None]:
+    def _report_to(self, receipt: DirectReceipt, place: Place | None) -> Callable[[KafkaError | None, Message], None]:
+        if place is None:
+            return receipt._report
         known = self._known
 
         def report(error: KafkaError | None, message: Message) -> None:

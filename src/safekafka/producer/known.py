@@ -54,7 +54,7 @@ class Known:
     def __init__(self, partitioner: str, now: float, *, alone: bool = False) -> None:
         self.since = now
         self.topics: set[str] = _All() if alone else set()  # all of their partitions know us
-        self.first: set[Place] = set()  # a record is on its way there, alone
+        self.first: dict[Place | None, bool] = {}  # a record is on its way there, alone
         self.reports: deque[tuple[Place, int | None]] = deque()  # on these; with the partition, if it was acknowledged
         self._partitioner = partitioner
         self._partitions: set[tuple[str, int]] = set()
@@ -97,7 +97,7 @@ class Known:
         places = []
         while self.reports:
             place, partition = self.reports.popleft()
-            self.first.discard(place)
+            self.first.pop(place, None)
             places.append(place)
             topic, expected = place
             if partition not in (None, expected) and expected is not None:

@@ -218,21 +218,28 @@ class Recovery:
                 receipt = self._next()
                 if receipt is None:
                     return
-                fields = receipt.to_send()
-                try:
-                    place = self._delivery._give(receipt, fields, self._delivery.client.produce)
-                    if place is not None:
+                topic, value, key, headers, _, timestamp = fields = receipt.to_send()
+                known = self._delivery._known
+                partition, place = known.way(fields)
+                if place is not None:
+                    if place in known.first:
                         self._delivery._held.park(receipt, place)
                         continue
+                    known.first[place] = True
+                report = self._delivery._report_to(receipt, place)
+                try:
+                    self._delivery.client.produce(topic, value, key, partition, report, None, timestamp, headers)
                     self._delivery._held.remove(receipt)
                     if self._care.limit is not None:
                         self._care.left -= 1
                     continue
                 except BufferError:
+                    known.first.pop(place, None)
                     if len(self._delivery.client):  # else it alone is too much for the client's buffer
                         return
                     error = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "larger than the client's whole buffer")
                 except KafkaException as refused:
+                    known.first.pop(place, None)
                     error = refused.args[0]
                 if judge(error) is Verdict.FATAL:
                     self._delivery._on_fatal(error)
