@@ -31,12 +31,12 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# First the suite that kills brokers, one test at a time; then the others, two at a time, since most of their time is
+# First the suite that kills brokers, one test at a time; then the others, three at a time, since most of their time is
 # waiting. Status 5: nothing was selected there by TEST_ARGS.
 test: lint
 	@export SAFEKAFKA_SCALE=$(SCALE); \
 	$(PYTEST) $(TEST_ARGS) tests/cluster; first=$$?; \
-	$(PYTEST) -n 2 $(TEST_ARGS) tests/crash tests/mock tests/unit; second=$$?; \
+	$(PYTEST) -n 3 $(TEST_ARGS) tests/crash tests/mock tests/unit; second=$$?; \
 	for status in $$first $$second; do test $$status = 0 || test $$status = 5 || exit $$status; done; \
 	test $$first$$second != 55 || { echo "no test was selected by TEST_ARGS='$(TEST_ARGS)'"; exit 5; }
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, Producer
 
-from safekafka import DeliveryUnknown, SafeProducer
+from safekafka import DeliveryUnknown, Record, SafeProducer
 from safekafka.producer import known as known_module
+from safekafka.producer.held import Held
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
 from safekafka.testing.mock import ApiKey
@@ -134,6 +135,27 @@ def test_P5_with_a_spool_it_is_sent_again(
     assert all(receipt.result(30).offset is not None for receipt in receipts)
     log = [int(message.value() or b"") for message in read_log(cluster.bootstrap_servers, TOPIC, timeout=30)]
     assert sorted(log) == list(range(10))
+
+
+def test_a_backlog_goes_the_straight_way_once_the_partitions_are_known(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.set_broker_down()
+    with make(spool=tmp_path / "spool", shutdown_timeout=0.1) as producer:
+        producer.send_many(Record(TOPIC, str(number)) for number in range(20_000))
+    cluster.set_broker_up()
+    waited = 0
+    add = Held.add
+
+    def counted(held: Held[Any], receipt: Any) -> None:
+        nonlocal waited
+        waited += 1
+        add(held, receipt)
+
+    monkeypatch.setattr(Held, "add", counted)
+    producer = make(spool=tmp_path / "spool")
+    assert producer.flush(60) == 0
+    assert 0 < waited < 10_000
 
 
 def test_records_without_a_key_find_all_partitions(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from safekafka.producer.direct import DirectDelivery, DirectReceipt
 
 BUSY_POLL_SECONDS = 0.01  # while records are fed by the delivery thread
-_FEED_RECORDS = 1_000
+_FEED_RECORDS = 5_000  # in a turn: more than can come meanwhile, or the straight way would stay closed
 FATAL_WAIT_SECONDS = 30.0  # requests in flight at a fatal error may still succeed; their reports are waited for
 MAX_REBUILDS, REBUILD_WINDOW_SECONDS = 5, 60.0
 _METADATA_SECONDS = 2.0

@@ -307,7 +307,8 @@ class SpooledDelivery(DirectDelivery):
 
     @property
     def accepts_feeding(self) -> bool:
-        return self._fatal is None
+        """Not while records wait on our side that could go: with more behind them the straight way would never open."""
+        return self._fatal is None and (self._gate is not None or self._held.first() is None)
 
     @property
     def unreachable(self) -> bool:
