@@ -80,9 +80,9 @@ class Sender:
         fed = 0
         try:
             self.acknowledge(now)
-            self._start_again()
             if self.delivery.accepts_feeding:
                 self._look_for_stuck(now)
+                self._start_again()  # after the look: what it freed is first in line, before anything behind it
                 fed = self._feed()
             if now - self._kept_house_at > _KEEP_HOUSE_SECONDS:
                 self._kept_house_at = now

@@ -1,0 +1,160 @@
+"""Whatever gets stuck or blocked, and is well again, at whatever moment: each partition gets its records in order."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from safekafka import Spool
+from safekafka.record import Fields
+from safekafka.spool import drain as drain_module
+from safekafka.spool import sender as sender_module
+from safekafka.spool.codec import encode
+from safekafka.spool.drain import LaneDrain
+from safekafka.spool.journal import Journal
+from safekafka.spool.sender import Sender
+from safekafka.spool.spooled import SpooledReceipt
+
+TOPICS, PARTITIONS = ("orders", "audit"), (0, 1)
+PLACES = [(topic, partition) for topic in TOPICS for partition in PARTITIONS]
+SOME_PLACES = st.sets(st.sampled_from(PLACES))
+
+
+class ScriptedStuck:
+    """In the place of `Stuck`: what is stuck is what the script says, and comes out at the next look, as there."""
+
+    def __init__(self) -> None:
+        self.groups: set[tuple[str, int]] = set()
+        self.next: set[tuple[str, int]] = set()
+        self.records = 0
+
+    def due(self, now: float) -> bool:
+        return self.next != self.groups
+
+    def look(self, now: float, lines: Any, except_topics: Any) -> None:
+        self.groups = self.next
+
+    def group_of(self, fields: Fields) -> tuple[str, int] | None:
+        place = fields[0], fields[4]
+        return place if place in self.groups else None
+
+
+class SenderModel(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="sender-model-"))
+        self.handed_over: dict[tuple[str, int], list[int]] = {place: [] for place in PLACES}
+        self.sent: dict[tuple[str, int], list[int]] = {place: [] for place in PLACES}
+        self.stuck = ScriptedStuck()
+        self.delivery: Any = SimpleNamespace(
+            linger=0.0,
+            make_admin=None,
+            accepts_feeding=True,
+            unreachable=False,
+            blocked={},
+            waiting=(0, 0),
+            restored=self.restored,
+            hand_over=self.hand_over,
+            acknowledged=lambda: None,
+        )
+        lane: Any = SimpleNamespace(
+            journal=Journal(self.folder, "process"),
+            id="lane",
+            folder=self.folder,
+            identity=SimpleNamespace(cluster="A"),
+        )
+        self.sender = Sender(self.delivery, Spool(self.folder), lane, "murmur2_random")
+        self.sender._cluster = "A"
+        self.sender._stuck = self.stuck  # type: ignore[assignment]
+        self.sender._kept_house_at = self.sender._adopt_at = float("inf")
+        self.drain = self.sender.own
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.drain.journal.close()
+            shutil.rmtree(self.folder)
+
+    def restored(self, drain: LaneDrain, seq: int, fields: Fields, size: int) -> SpooledReceipt:
+        receipt = SpooledReceipt(None, fields)  # type: ignore[arg-type]
+        receipt._drain, receipt._seq, receipt._size = drain, seq, size
+        return receipt
+
+    def hand_over(self, drain: LaneDrain, receipts: list[SpooledReceipt]) -> None:
+        for receipt in receipts:
+            fields = receipt.fields()
+            self.handed_over[fields[0], fields[4]].append(receipt._seq)
+
+    @rule(
+        places=st.lists(st.sampled_from(PLACES), max_size=12),
+        stuck=SOME_PLACES,
+        blocked=st.sets(st.sampled_from(TOPICS)),
+        accepts=st.sampled_from([True, True, False]),
+    )
+    def goes_on(
+        self, places: list[tuple[str, int]], stuck: set[tuple[str, int]], blocked: set[str], accepts: bool
+    ) -> None:
+        self.append(places)
+        self.stuck.next = stuck
+        self.delivery.blocked = dict.fromkeys(blocked)
+        self.delivery.accepts_feeding = accepts
+        self.sender.turn()
+
+    def append(self, places: list[tuple[str, int]]) -> None:
+        if not places:
+            return
+        records: list[Fields] = [(topic, b"1", None, None, partition, 1_000) for topic, partition in places]
+        rows = [encode(record) for record in records]
+        first = self.drain.journal.append(rows)
+        for seq, place in enumerate(places, first):
+            self.sent[place].append(seq)
+        self.drain.accepted(first, [SpooledReceipt(None, record) for record in records], rows)  # type: ignore[arg-type]
+
+    @rule(share=st.floats(0, 1))
+    def delivers(self, share: float) -> None:
+        for seq in list(self.drain.open)[: round(len(self.drain.open) * share)]:
+            receipt = self.drain.open.pop(seq)
+            self.drain.open_bytes -= receipt._size
+            self.drain.done[seq] = receipt._size
+
+    @invariant()
+    def each_partition_gets_its_records_in_order(self) -> None:
+        if hasattr(self, "sent"):
+            for place, seqs in self.handed_over.items():
+                assert seqs == self.sent[place][: len(seqs)], place
+
+    @rule()
+    def all_is_well(self) -> None:
+        self.stuck.next, self.delivery.blocked, self.delivery.accepts_feeding = set(), {}, True
+        while self.sender.turn() or self.drain.open:
+            self.delivers(1.0)
+        assert self.handed_over == self.sent
+
+
+@pytest.fixture
+def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain_module, "_READ_RECORDS", 3)
+    monkeypatch.setattr(drain_module, "_FRESH_RECORDS", 8)
+    monkeypatch.setattr(sender_module, "_PORTION", 5)
+    monkeypatch.setattr(sender_module, "WINDOW", 20)
+    monkeypatch.setattr(sender_module, "_ACK_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("small_portions")
+def test_P3_order_holds_whatever_gets_stuck_or_blocked_and_well_again() -> None:
+    run_state_machine_as_test(
+        SenderModel,
+        settings=settings(
+            max_examples=100,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
