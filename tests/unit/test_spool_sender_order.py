@@ -148,11 +148,11 @@ def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_portions")
-def test_P3_order_holds_whatever_gets_stuck_or_blocked_and_well_again() -> None:
+def test_P3_order_holds_whatever_gets_stuck_or_blocked_and_well_again(scale: int) -> None:
     run_state_machine_as_test(
         SenderModel,
         settings=settings(
-            max_examples=100,
+            max_examples=200 * scale,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -160,7 +160,7 @@ class LaneDrain:
                 self.open_bytes += receipt._size
                 taken.append(receipt)
             else:
-                self.skipped.setdefault(group, seq)
+                self.skipped[group] = min(seq, self.skipped.get(group, seq))  # passed over for another reason before
                 self.receipts.add(receipt)
             self.cursor = cursor = seq + 1
             line.popleft()

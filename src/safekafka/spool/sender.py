@@ -318,9 +318,9 @@ class Sender:
         reason = f"its topic refused records for more than {seconds:.0f} s: {error.str()} ({error.name()})"
         self.delivery.reject_held(topic, reason, error)
         for drain in self.drains:
-            first = drain.skipped.get(topic)
-            if first is None:
-                continue
+            skipped = drain.skipped.items()
+            firsts = [seq for group, seq in skipped if (group if isinstance(group, str) else group[0]) == topic]
+            first = min(firsts, default=drain.cursor)
             last = drain.cursor - 1
             while first <= last:
                 stored, _ = drain.journal.read(first, last, _PORTION, READ_BYTES)
