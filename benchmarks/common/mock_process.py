@@ -1,7 +1,7 @@
 """Mock brokers in a process of their own, so that the processor time of a sender is the client's alone.
 
-Run as a program it starts them, prints their addresses, and ends with its standard input: so they end with whoever
-started them, whatever way that goes.
+Run as a program it starts them, prints their addresses, makes a topic for each line `NAME PARTITIONS` that it reads,
+and ends with its standard input: so they end with whoever started them, whatever way that goes.
 """
 
 from __future__ import annotations
@@ -39,6 +39,13 @@ class MockProcess:
     ) -> None:
         self._end()
 
+    def create_topic(self, name: str, partitions: int) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(name, partitions, file=self._process.stdin, flush=True)
+        if not self._process.stdout.readline():
+            raise RuntimeError(f"the mock brokers ended, or refused the topic {name}: see above")
+
     def _end(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -53,7 +60,10 @@ def main() -> None:
     with MockCluster(brokers=3) as cluster:
         cluster.create_topic(_TOPIC, PARTITIONS, 3)
         print(cluster.bootstrap_servers, flush=True)
-        sys.stdin.read()
+        for line in sys.stdin:
+            name, partitions = line.split()
+            cluster.create_topic(name, int(partitions), 3)
+            print(name, flush=True)
 
 
 if __name__ == "__main__":

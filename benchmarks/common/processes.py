@@ -18,9 +18,10 @@ class WorkerFailedError(Exception):
     """A worker did not come to its end, or counted wrong."""
 
 
-def start_worker(python: Path, module: str, **options: object) -> dict[str, Any]:
-    """What the worker found. It gets a session of its own, so that Ctrl-C is ours alone; leaving here kills it."""
-    arguments = {"timeout": _PATIENCE, **options}
+def start_worker(python: Path, module: str, *, patience: int = _PATIENCE, **options: object) -> dict[str, Any]:
+    """What the worker found, within `patience` seconds. It gets a session of its own, so that Ctrl-C is ours alone;
+    leaving here kills it."""
+    arguments = {"timeout": patience, **options}
     command = [str(python), "-m", module]
     command += [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
     try:
@@ -30,12 +31,12 @@ def start_worker(python: Path, module: str, **options: object) -> dict[str, Any]
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_PATIENCE,
+            timeout=patience,
             start_new_session=True,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise WorkerFailedError(f"{' '.join(command)}\nnot done within {_PATIENCE} s") from error
+        raise WorkerFailedError(f"{' '.join(command)}\nnot done within {patience} s") from error
     if done.returncode:
         raise WorkerFailedError(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stderr[-_TOLD:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

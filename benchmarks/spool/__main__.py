@@ -8,11 +8,11 @@ from benchmarks.common.clusters import RealBrokers, open_brokers
 from benchmarks.common.journal import Journal, Results
 from benchmarks.common.plan import say
 from benchmarks.common.program import clusters_of, known, numbers, parser_of, run_program
-from benchmarks.spool import append, chart, delivery, drain, outage, report
+from benchmarks.spool import append, chart, delivery, drain, outage, report, ways
 from benchmarks.spool.plan import Plan
 from benchmarks.spool.requirements import requirements
 
-PARTS = ("append", "delivery", "drain", "outage")
+PARTS = ("append", "delivery", "ways", "drain", "outage")
 
 
 def main() -> None:
@@ -26,10 +26,12 @@ def _measure(options: argparse.Namespace, journal: Journal) -> set[str]:
         append.measure(plan)
     for name in plan.clusters:
         drained = "drain" in options.parts and name == "real"
-        if "delivery" in options.parts or drained:
+        if {"delivery", "ways"} & set(options.parts) or drained:
             with open_brokers(name) as brokers:
                 if "delivery" in options.parts:
                     delivery.measure(plan, brokers)
+                if "ways" in options.parts:
+                    ways.measure(plan, brokers)
                 if drained and isinstance(brokers, RealBrokers):
                     drain.measure(plan, brokers)
     if "outage" in options.parts:
@@ -52,8 +54,10 @@ def _plan(options: argparse.Namespace, journal: Journal) -> Plan:
         clusters=clusters_of(options),
         sizes=options.sizes,
         append_seconds=0.2 if quick else 0.5,
-        delivery_sizes=(200, 1024),
+        delivery_sizes=(200, 1024, 10240),
         delivery_seconds=0.2 if quick else 1.0,
+        way_rounds=min(options.rounds or (1 if quick else 2), 2),
+        way_seconds=0.2 if quick else 0.5,
         drain_records=50_000 if quick else 200_000,
         drain_size=200,
         backlogs=(30_000_000, 60_000_000) if quick else (100_000_000, 1_000_000_000),

@@ -31,6 +31,8 @@ class Plan(BasePlan):
     append_seconds: float
     delivery_sizes: tuple[int, ...]
     delivery_seconds: float
+    way_rounds: int  # fewer: there are many ways
+    way_seconds: float
     drain_records: int
     drain_size: int
     backlogs: tuple[int, ...]  # bytes of values

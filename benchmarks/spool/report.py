@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from statistics import median
+from typing import Any
 
 from benchmarks.common.figures import cpu_micros, paired, per_second
 from benchmarks.common.journal import Results, Row
 from benchmarks.common.report import about_run, failures
 from benchmarks.common.setup import LINGER_MS, PARTITIONS
 from benchmarks.common.tables import shown, table
-from benchmarks.spool.cases import CASES, Case
+from benchmarks.spool.cases import CASES, WAYS, Case
 from benchmarks.spool.contestants import BASE, CONTESTANTS
 from benchmarks.spool.requirements import requirements
 
@@ -22,6 +23,8 @@ grows with each write; "overwritten" has its size and its blocks, so that a sync
 those of the values. `Record`s are made within the clock, but for the line that says otherwise."""
 _DELIVERY = """From the first send to the last acknowledgement. Everybody sends for the same time, then waits for what
 is left."""
+_WAYS = """As above, but by each way to send through a spool, and for a shorter time; the raw client ran in the same
+rounds. `send_many(100)` is above. MB are those of the values."""
 _DRAIN = """The folders were filled while all brokers were dead; a new process opens one. The raw client is given the
 same records by its program. Connecting takes as long for any number of records, so it is told apart: the rate is that
 from the first acknowledgement on, which the raw client had for a record of its own. The spool's records lie in the page
@@ -30,7 +33,7 @@ cache. MB is 10^6 bytes."""
 
 def render(results: Results) -> str:
     """The report as Markdown."""
-    parts = [_head, _requirements, _append, _delivery, _drain, _backlog, _outage, _contestants, failures]
+    parts = [_head, _requirements, _append, _delivery, _ways, _drain, _backlog, _outage, _contestants, failures]
     return "\n".join(text for part in parts if (text := part(results)))
 
 
@@ -97,6 +100,33 @@ def _delivery(results: Results) -> str:
     return "\n".join([f"## Delivery, end to end\n\n{about}\n", *tables]) if tables else ""
 
 
+def _ways(results: Results) -> str:
+    tables = [
+        f"### {CLUSTERS[cluster]}, values of {size:,} bytes\n\n{_ways_table(results, cluster=cluster, size=size)}"
+        for cluster in results.values("ways", "cluster")
+        for size in results.values("ways", "size", cluster=cluster)
+    ]
+    return "\n".join([f"## Delivery, end to end, by each way to send\n\n{_WAYS}\n", *tables]) if tables else ""
+
+
+def _ways_table(results: Results, **where: Any) -> str:
+    titles = {BASE: CONTESTANTS[BASE].title, **{name: f"{way.durability}: {way.title}" for name, way in WAYS.items()}}
+    lines = []
+    for name, title in titles.items():
+        rows = results.of("ways", case=name, **where)
+        if not rows:
+            continue
+        rate, cpu = (median(map(figure, rows)) for figure in (per_second, cpu_micros))
+        faster, dearer = (
+            shown(paired(results, "ways", figure, {"case": name, **where}, {"case": BASE, **where}))
+            for figure in (per_second, cpu_micros)
+        )
+        megabytes = rate * where["size"] / _MB
+        lines.append([title, f"{rate:,.0f}", f"{megabytes:,.1f}", faster, f"{cpu:.2f}", dearer, str(len(rows))])
+    to_raw = "to raw with callback"
+    return table(["", "records/s", "MB/s", to_raw, "CPU µs/record", to_raw, "runs"], lines)
+
+
 def _drain(results: Results) -> str:
     if not results.of("drain"):
         return ""
@@ -155,6 +185,6 @@ def _outage(results: Results) -> str:
 
 
 def _contestants(results: Results) -> str:
-    there = {*results.values("delivery", "peer"), *results.values("drain", "peer")}
+    there = {*results.values("delivery", "peer"), *results.values("ways", "case"), *results.values("drain", "peer")}
     lines = [[contestant.title, contestant.how] for peer, contestant in CONTESTANTS.items() if peer in there]
     return f"## Contestants\n\n{table(['', 'how it sends'], lines, figures=False)}" if lines else ""

@@ -40,6 +40,7 @@ def main() -> None:
     measures = {
         "append": append,
         "deliver": deliver,
+        "deliver_way": deliver_way,
         "fill": fill,
         "drain": drain,
         "raw": raw,
@@ -75,6 +76,23 @@ def deliver(options: argparse.Namespace) -> dict[str, Any]:
     used = Usage.now() - start
     check_count(delivered, values.taken + 1)
     return {"records": values.taken, "wall": used.wall, "cpu": used.cpu}
+
+
+def deliver_way(options: argparse.Namespace) -> dict[str, Any]:
+    """As `deliver`, through a spool, by the calls of one way."""
+    case = CASES[options.case]
+    producer = SafeProducer(_setup(options).librdkafka(), spool=Spool(options.folder, durability=case.durability))
+    _alive.append(producer)
+    producer.send(options.topic, b"warm-up")
+    producer.flush()
+    calls = [sending(case, options.size, producer, options.topic) for _ in range(case.threads)]
+    gc.collect()
+    start = Usage.now()
+    made, _ = call_for(options.seconds, calls, most_calls(case, options.size))
+    producer.flush()
+    used = Usage.now() - start
+    check_count(producer.stats().delivered, made * case.records + 1)
+    return {"records": made * case.records, "wall": used.wall, "cpu": used.cpu}
 
 
 def fill(options: argparse.Namespace) -> dict[str, Any]:

@@ -171,6 +171,17 @@ def test_status_tells_a_lane_that_cannot_be_read_and_the_others_all_the_same(fil
     assert told["total"]["records"] == 2
 
 
+def test_status_tells_a_lane_that_cannot_be_opened_and_the_others_all_the_same(fill: Callable[..., Path]) -> None:
+    """Here its lock can't be, as where rights are missing."""
+    path = fill(["1"], ["2", "3"])
+    (path / "lane-0" / "lock").unlink()
+    (path / "lane-0" / "lock").mkdir()
+    ran = Ran("status", path)
+    assert ran.status == 1
+    assert "lane-0 can't be read: spool" in ran.err
+    assert ["lane-1", "2"] in [line[:2] for line in ran.table]
+
+
 def test_a_lane_whose_journal_is_gone_is_told_and_the_others_are_read(fill: Callable[..., Path]) -> None:
     path = fill(["a", "b"], ["c"])
     for file in (path / "lane-0").glob("journal.sqlite3*"):
@@ -444,6 +455,12 @@ def test_discard_asks_before_it_forgets(with_rejected: Path) -> None:
     assert Ran("rejected", with_rejected).out == ""
 
 
+def test_programs_are_told_how_many_were_requeued_and_discarded(with_rejected: Path) -> None:
+    assert Ran("requeue", with_rejected, 2, "--json").lines == [{"requeued": 1}]
+    assert Ran("discard", with_rejected, "--all", "--yes", "--json").lines == [{"discarded": 1}]
+    assert Ran("discard", with_rejected, "--all", "--yes", "--json").lines == [{"discarded": 0}]
+
+
 def test_nothing_is_changed_when_one_of_the_numbers_is_not_there(with_rejected: Path) -> None:
     for command in (["requeue"], ["discard", "--yes"]):
         ran = Ran(*command, with_rejected, 1, 7)
@@ -487,6 +504,21 @@ def test_drain_sends_all_lanes_each_in_its_order(fill: Callable[..., Path], clus
     again = Ran("drain", path, "--timeout", 60, "--json")
     assert again.status == 0
     assert json.loads(again.out)["sent"] == 0
+
+
+def test_drain_sends_the_others_and_tells_why_a_lane_cannot_be_opened(
+    fill: Callable[..., Path], cluster: MockCluster
+) -> None:
+    path = fill(["1"], ["2", "3"])
+    with journal(path) as file:
+        file.execute("PRAGMA user_version = 99")
+    cluster.set_broker_up()
+    ran = Ran("drain", path, "--timeout", 60)
+    assert ran.status == 1, ran.all
+    assert "2 records sent" in ran.out
+    assert "left: 1 record in lane-0" in ran.out
+    assert "has format 99" in ran.err
+    assert in_kafka(cluster) == ["2", "3"]
 
 
 def test_drain_takes_every_spool_of_the_folder_by_its_name(fill: Callable[..., Path], cluster: MockCluster) -> None:

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from safekafka import (
     InvalidRecordError,
     ProducerFatalError,
     Receipt,
+    Record,
     SafeKafkaError,
     SafeProducer,
     UndeliveredError,
@@ -55,6 +57,31 @@ def test_P1_every_receipt_says_where_its_record_is(cluster: MockCluster, make: C
     for n, receipt in enumerate(receipts):
         delivery = receipt.result(0)
         assert log[delivery.partition, delivery.offset] == str(n).encode()
+
+
+def test_without_a_spool_none_of_its_code_runs(make: Callable[..., SafeProducer], cluster: MockCluster) -> None:
+    """On no thread, from the first step to the last."""
+    ran: set[str] = set()
+
+    def look(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and "/safekafka/spool/" in frame.f_code.co_filename:
+            ran.add(f"{frame.f_code.co_filename}:{frame.f_code.co_name}")
+
+    threading.setprofile(look)
+    sys.setprofile(look)
+    try:
+        producer = make()
+        receipts = [producer.send(TOPIC, b"1"), *producer.send_many([Record(TOPIC, b"2"), Record(TOPIC, b"3")])]
+        producer.produce(TOPIC, b"4", on_delivery=lambda *_: None)
+        receipts.append(asyncio.run(producer.asend(TOPIC, b"5")))
+        assert producer.flush(30) == 0
+        assert (producer.stats().delivered, producer.health().ok, producer.rejected()) == (5, True, [])
+        assert all(receipt.done() for receipt in receipts)
+        producer.close()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+    assert ran == set()
 
 
 def test_key_headers_partition_and_timestamp_arrive_as_given(

@@ -128,6 +128,26 @@ def test_B_P07_tasks_that_wait_for_room_are_let_in_in_their_order_and_the_loop_g
     assert log_of(cluster) == list(range(300))
 
 
+def test_P3_a_loop_that_stands_still_for_a_while_lets_its_tasks_in_in_their_order(
+    cluster: MockCluster, make: Callable[..., SafeProducer], run: Run
+) -> None:
+    cluster.set_broker_down()
+    producer = make({"queue.buffering.max.messages": 20})
+
+    async def main() -> None:
+        tasks = [asyncio.ensure_future(producer.asend(TOPIC, str(n), partition=0)) for n in range(100)]
+        await asyncio.sleep(0.1)
+        cluster.set_broker_up()
+        for _ in range(3):
+            time.sleep(1.5)  # noqa: ASYNC251 - what is under test: a program that blocks its loop
+            await asyncio.sleep(0.01)
+        for receipt in await asyncio.gather(*tasks):
+            await receipt
+
+    run(main())
+    assert log_of(cluster) == list(range(100))
+
+
 def test_P4_a_task_that_finds_no_room_within_max_block_is_told_so(
     cluster: MockCluster, make: Callable[..., SafeProducer], run: Run
 ) -> None:

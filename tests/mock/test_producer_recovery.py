@@ -447,3 +447,32 @@ def _pause_producing(producer: SafeProducer) -> None:
     partitions = extension.rd_kafka_topic_partition_list_new(1)
     extension.rd_kafka_topic_partition_list_add(partitions, TOPIC.encode(), 0)
     assert extension.rd_kafka_pause_partitions(_handle(library, producer.raw_client), partitions) == 0
+
+
+class Changing(dict[Any, int]):
+    """Somebody sends between the two steps of each second look."""
+
+    looks = 0
+
+    def __iter__(self) -> Any:
+        self.pop("sent meanwhile", None)
+        found = super().__iter__()
+        self.looks += 1
+        if self.looks % 2:
+            self["sent meanwhile"] = 1
+        return found
+
+
+def test_P1_records_expire_although_others_are_sent_while_they_are_looked_for(
+    cluster: MockCluster, make: Callable[..., SafeProducer]
+) -> None:
+    cluster.set_broker_down()
+    producer = make(delivery_timeout=0.5)
+    way = producer._way
+    assert isinstance(way, DirectDelivery)
+    way._open = Changing(way._open)
+    receipts = [producer.send(TOPIC, str(number), partition=0) for number in range(10)]
+    errors = [receipt.exception(timeout=30) for receipt in receipts]
+    assert all(isinstance(error, (DeliveryFailed, DeliveryUnknown)) for error in errors)
+    assert way._open.looks > 10
+    assert way._death is None, "the outcomes are those of the thread's end"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 import sqlite3
 import threading
 import time
@@ -21,13 +22,18 @@ from safekafka import (
     InvalidRecordError,
     ProducerFatalError,
     Receipt,
+    Record,
     SafeProducer,
     Spool,
+    SpoolCorruptError,
     SpoolFullError,
+    SpoolUnusableError,
     UndeliveredError,
 )
 from safekafka.spool import drain as drain_module
-from safekafka.spool import sender
+from safekafka.spool import lane as lane_module
+from safekafka.spool import sender, spooled
+from safekafka.spool.journal import Journal
 from safekafka.spool.spooled import SpooledDelivery
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
@@ -331,6 +337,36 @@ def test_B_S03_a_damaged_record_is_kept_aside_and_told_and_the_others_are_delive
         assert file.execute("SELECT seq FROM damaged").fetchall() == [(8,)]
 
 
+def test_P5_nothing_is_accepted_into_a_journal_that_was_deleted_and_what_was_is_delivered(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path
+) -> None:
+    """By a cleaner of old files, say. SQLite itself would write on, and the end of the process would take it away."""
+    cluster.set_broker_down()
+    producer = make()
+    producer.send(TOPIC, b"0", partition=0)
+    (tmp_path / "spool" / "lane-0" / "journal.sqlite3").unlink()
+    time.sleep(spooled._FREE_LOOK_SECONDS)
+    for _ in range(3):
+        with pytest.raises(SpoolUnusableError, match=r"is gone.*Remedy"):
+            producer.send(TOPIC, b"1", partition=0)
+    assert any("is gone" in problem for problem in producer.health().problems)
+    cluster.set_broker_up()
+    assert producer.flush(30) == 0
+    assert numbers(cluster) == [0]
+
+
+def test_B_S11_records_of_a_deleted_journal_that_could_not_be_sent_are_told_as_lost(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    producer.send(TOPIC, b"0", partition=0)
+    (tmp_path / "spool" / "lane-0" / "journal.sqlite3").unlink()
+    producer.close(0.1)
+    assert "spool_left" not in caplog.text
+    assert re.search(r"spool_records_lost .* records=1 ", caplog.text)
+
+
 def test_damage_stops_the_spool_loudly_where_it_is_to_be_refused(
     cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path
 ) -> None:
@@ -349,6 +385,33 @@ def test_damage_stops_the_spool_loudly_where_it_is_to_be_refused(
         with pytest.raises(ProducerFatalError, match="checksum"):
             call()
     assert numbers(cluster) == []
+
+
+def test_P5_a_lane_that_cannot_be_opened_holds_up_no_other_and_is_sent_when_it_can(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    """At the start it is the first lane, so the start would have taken it."""
+    monkeypatch.setattr(sender, "_ADOPT_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr(sender, "_ADOPT_SECONDS", 0.1)
+    monkeypatch.setattr(lane_module, "_AGAIN_SECONDS", 0.0)
+    cluster.set_broker_down()
+    producers = [make() for _ in range(3)]
+    for n, producer in enumerate(producers):
+        producer.send(TOPIC, str(n), partition=0)
+    for producer in producers:
+        producer.close(0.1)
+    lane = tmp_path / "spool" / "lane-0"
+    about = (lane / "lane.json").read_text()
+    (lane / "lane.json").write_text(about[:20])
+    cluster.set_broker_up()
+    producer = make()
+    wait_until(lambda: sorted(numbers(cluster)) == [1, 2], 30, lambda: caplog.text)
+    assert any(str(lane) in problem for problem in producer.health().problems)
+    (lane / "lane.json").write_text(about)
+    wait_until(lambda: sorted(numbers(cluster)) == [0, 1, 2], 30, lambda: caplog.text)
+    assert caplog.text.count("lane_unusable") == 1
+    assert "spool_sender_failing" not in caplog.text
+    wait_until(lambda: producer.health().ok, 30, lambda: str(producer.health()))
 
 
 def test_B_S02_a_disk_that_refuses_while_a_failure_is_settled_loses_none_of_the_others(
@@ -372,6 +435,89 @@ def test_B_S02_a_disk_that_refuses_while_a_failure_is_settled_loses_none_of_the_
     assert not refusals
     assert len(producer.rejected()) == 1
     assert numbers(cluster) == [1]
+
+
+def test_B_S02_a_disk_that_refuses_to_be_read_is_told_once_and_everything_is_sent_when_it_is_well_again(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    producer.send_many([Record(TOPIC, str(n), partition=0) for n in range(100)])
+    producer.close(0.1)
+    read, refusals = Journal.read, 3
+
+    def refusing(*arguments: Any) -> Any:
+        nonlocal refusals
+        if arguments[0].count and refusals:
+            refusals -= 1
+            raise SpoolUnusableError("the spool's disk refused: disk I/O error")
+        return read(*arguments)
+
+    monkeypatch.setattr(Journal, "read", refusing)
+    cluster.set_broker_up()
+    producer = make()
+    wait_until(lambda: "spool_sender_failing" in caplog.text, 10, "told")
+    assert any("refuses" in problem for problem in producer.health().problems)
+    assert producer.flush(30) == 0
+    assert refusals == 0
+    assert numbers(cluster) == list(range(100))
+    assert caplog.text.count("spool_sender_failing") == 1
+    assert producer.health().ok
+
+
+def test_B_S03_a_file_found_damaged_while_it_is_drained_is_mended_and_told_and_the_flow_goes_on(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    """Here SQLite calls a file damaged that is not, so all of it can be read."""
+    cluster.set_broker_down()
+    producer = make()
+    producer.send_many([Record(TOPIC, str(n), partition=0) for n in range(100)])
+    producer.close(0.1)
+    producer = make()
+    journal, read = way(producer)._journal, Journal.read
+    found = threading.Event()
+
+    def damaged(*arguments: Any) -> Any:
+        if not found.is_set():
+            found.set()
+            raise SpoolCorruptError("database disk image is malformed")
+        return read(*arguments)
+
+    monkeypatch.setattr(journal, "is_damaged", found.is_set)
+    monkeypatch.setattr(Journal, "read", damaged)
+    wait_until(found.is_set, 10, "read")
+    producer.send(TOPIC, b"100", partition=0)
+    cluster.set_broker_up()
+    assert producer.flush(30) == 0
+    assert numbers(cluster) == list(range(101))
+    assert "spool_mended" in caplog.text
+    assert "spool_records_lost" in caplog.text  # with the evidence; that there were none is said in it
+    assert list((tmp_path / "spool" / "lane-0").glob("damaged-*.sqlite3"))
+
+
+def test_a_folder_that_goes_with_its_container_is_told_at_the_start(
+    make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lane_module, "look", lambda folder, durability: "its records are lost with the container")
+    make()
+    assert re.search("spool_on_unsafe_disk .*lost with the container", caplog.text)
+
+
+def test_send_many_is_one_write_to_the_disk(make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch) -> None:
+    producer = make()
+    journal = way(producer)._journal
+    append, written = journal.append, []
+
+    def counted(rows: Any) -> int:
+        written.append(len(rows))
+        return append(rows)
+
+    monkeypatch.setattr(journal, "append", counted)
+    receipts = producer.send_many([Record(TOPIC, str(n), partition=0) for n in range(25_000)])
+    assert written == [25_000]
+    assert all(receipt.durable for receipt in receipts)
+    producer.send(TOPIC, b"25000", partition=0)
+    assert written == [25_000, 1]
 
 
 def test_P1_receipts_have_an_outcome_although_the_disk_refuses_the_end(

@@ -12,12 +12,23 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError
 
-from safekafka import DeliveryFailed, Receipt, Record, SafeProducer, Spool, SpoolFullError, UndeliveredError
+from safekafka import (
+    DeliveryFailed,
+    Receipt,
+    Record,
+    SafeProducer,
+    Spool,
+    SpoolFullError,
+    SpoolUnusableError,
+    UndeliveredError,
+)
 from safekafka.spool import drain as drain_module
 from safekafka.spool import sender, stuck
+from safekafka.spool.retention import RetentionWatch
 from safekafka.spool.spooled import SpooledDelivery
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import read_log
+from safekafka.testing.mock import ApiKey
 from tests.mock.conftest import TOPIC
 from tests.processes import wait_until
 
@@ -70,6 +81,28 @@ def test_a_topic_that_refuses_records_waits_in_order_while_others_flow(
     assert numbers(cluster) == list(range(500))
     assert producer.rejected() == []
     assert "topic_unblocked" in caplog.text
+
+
+def test_many_topics_that_refuse_records_hold_up_no_other(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each there are more records than the window holds."""
+    monkeypatch.setattr(sender, "WINDOW", 100)
+    monkeypatch.setattr(drain_module, "_FRESH_RECORDS", 50)
+    refusing = [f"refusing-{number}" for number in range(6)]
+    for topic in (OTHER, *refusing):
+        cluster.create_topic(topic, partitions=1, replication_factor=3)
+        if topic != OTHER:
+            cluster.set_topic_error(topic, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    producer = make()
+    for topic in (*refusing, OTHER):
+        producer.send_many([Record(topic, str(n), partition=0) for n in range(150)])
+    wait_until(lambda: producer.stats().delivered == 150, 60, lambda: str(producer.stats()))
+    assert numbers(cluster, OTHER) == list(range(150))
+    for topic in refusing:
+        cluster.set_topic_error(topic, None)
+    assert producer.flush(60) == 0
+    assert all(numbers(cluster, topic) == list(range(150)) for topic in refusing)
 
 
 def test_a_topic_blocked_at_the_end_goes_on_with_the_next_start(
@@ -152,6 +185,40 @@ def test_a_stuck_partition_holds_half_of_the_window_and_the_others_flow(
         assert [n for i, n in enumerate(sent) if n not in sent[:i]] == list(range(max(sent) + 1))
 
 
+@pytest.mark.parametrize("by", ["number", "size", "the client's queue"])
+def test_partitions_that_get_stuck_one_after_another_hold_up_no_other(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch, by: str, caplog: Any
+) -> None:
+    """Of each there are more records, or bytes, than the window holds, or than the program lets the client queue."""
+    config = {}
+    if by == "the client's queue":
+        config = {"queue.buffering.max.messages": 200}
+    elif by == "number":
+        monkeypatch.setattr(sender, "WINDOW", 100)
+    else:
+        monkeypatch.setattr(sender, "_WINDOW_BYTES", 100_000)
+    monkeypatch.setattr(drain_module, "_FRESH_RECORDS", 50)
+    monkeypatch.setattr(stuck, "STUCK_SECONDS", 0.5)
+    for partition, leader in enumerate((1, 2, 3, 3)):
+        cluster.set_leader(TOPIC, partition, leader)
+    producer = make(config)
+    receipts = [producer.send(TOPIC, b"0", partition=partition) for partition in range(4)]
+    assert [receipt.result(30).partition for receipt in receipts] == [0, 1, 2, 3]
+    for partition in (0, 1):
+        cluster.set_broker_down(partition + 1)
+        producer.send_many([Record(TOPIC, str(n) + " " * 1_000, partition=partition) for n in range(1, 201)])
+        told = f"partition_stuck topic='{TOPIC}' partition={partition} "
+        wait_until(lambda told=told: told in caplog.text, 30, "told")  # type: ignore[misc]
+    producer.send_many([Record(TOPIC, str(n) + " " * 1_000, partition=2) for n in range(1, 201)])
+    wait_until(lambda: producer.stats().delivered == 204, 60, lambda: str(producer.stats()))
+    cluster.set_broker_up()
+    assert producer.flush(60) == 0
+    for partition, last in enumerate((200, 200, 200, 0)):
+        messages = read_log(cluster.bootstrap_servers, TOPIC, timeout=30)
+        sent = [int(m.value() or b"") for m in messages if m.partition() == partition]
+        assert [n for i, n in enumerate(sent) if n not in sent[:i]] == list(range(last + 1))
+
+
 def test_a_partition_that_is_not_there_blocks_its_topic_and_rejects_nothing(
     cluster: MockCluster, make: Callable[..., SafeProducer]
 ) -> None:
@@ -165,9 +232,17 @@ def test_a_partition_that_is_not_there_blocks_its_topic_and_rejects_nothing(
 
 
 def test_tasks_send_in_the_order_of_their_calls_and_the_loop_goes_on(
-    cluster: MockCluster, make: Callable[..., SafeProducer]
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     producer = make()
+    journal = way(producer)._journal
+    append, writers = journal.append, set()
+
+    def noted(rows: Any) -> int:
+        writers.add(threading.current_thread())
+        return append(rows)
+
+    monkeypatch.setattr(journal, "append", noted)
 
     async def main() -> list[Receipt]:
         ticks = 0
@@ -189,6 +264,8 @@ def test_tasks_send_in_the_order_of_their_calls_and_the_loop_goes_on(
 
     asyncio.run(main())
     assert numbers(cluster) == list(range(300))
+    assert writers
+    assert threading.current_thread() not in writers, "the loop waited for the disk"
 
 
 def test_a_task_cancelled_while_it_waits_for_room_has_not_sent(
@@ -253,15 +330,41 @@ def test_records_from_memory_and_from_the_disk_keep_their_order(
 
 
 def test_stats_tell_what_the_spool_holds(cluster: MockCluster, make: Callable[..., SafeProducer]) -> None:
-    cluster.set_broker_down()
     producer = make()
+    producer.send(TOPIC, b"0").result(30)
+    time.sleep(0.3)  # the age has been looked at, and there was none: the next look at its time is in 5 s
+    cluster.set_broker_down()
     for n in range(10):
         producer.send(TOPIC, str(n), timestamp=int(time.time() * 1000) - 90_000)
-    wait_until(lambda: producer.stats().oldest_pending_seconds is not None, 20, "the age was looked at")
+    wait_until(lambda: producer.stats().oldest_pending_seconds is not None, 2, "the age was looked at")
     stats = producer.stats()
     assert (stats.pending, stats.rejected, stats.lanes) == (10, 0, 1)
     assert stats.bytes > 0
     assert 89 < (stats.oldest_pending_seconds or 0) < 150
+    cluster.set_broker_up()
+    assert producer.flush(30) == 0
+    wait_until(lambda: way(producer)._sender.oldest_at is None, 2, "the age went with the records")
+    producer.send(TOPIC, b"0")
+    assert (producer.stats().oldest_pending_seconds or 0) < 10
+    assert producer.flush(30) == 0
+
+
+def test_stats_tell_the_rejected_records_after_the_end_and_raise_nothing_when_the_disk_refuses(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = make()
+    cluster.push_request_errors(ApiKey.Produce, *[KafkaError.MSG_SIZE_TOO_LARGE] * 2)
+    assert producer.send(TOPIC, b"0", partition=0).exception(30) is not None
+    assert producer.stats().rejected == 1
+
+    def refuse() -> int:
+        raise SpoolUnusableError("disk I/O error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(way(producer)._journal, "rejected_count", refuse)
+        assert producer.stats().rejected == 1
+    producer.close(10)
+    assert producer.stats().rejected == 1
 
 
 def test_an_old_record_is_told_and_kept(
@@ -279,6 +382,45 @@ def test_an_old_record_is_told_and_kept(
     cluster.set_broker_up()
     assert producer.flush(30) == 0
     assert numbers(cluster) == [0]
+
+
+def test_records_older_than_the_retention_of_a_younger_topic_are_told_though_many_of_another_lie_before_them(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In front are more records of the one topic than a look takes: the other's are found where they are the next, and
+    while they wait for their topic. Only the ages are looked at here: mock brokers tell no retention."""
+    monkeypatch.setattr(sender, "_AGE_RECORDS", 50)
+    monkeypatch.setattr(sender, "WINDOW", 100)
+    looked: list[dict[str, float]] = []
+    monkeypatch.setattr(sender, "_AGE_SECONDS", 0.05)
+    monkeypatch.setattr(RetentionWatch, "look", lambda self, age, ages: looked.append(ages()))
+    cluster.set_broker_down()
+    producer = make()
+    now = int(time.time() * 1000)
+
+    def send(topic: str, count: int, seconds: int) -> None:
+        producer.send_many([Record(topic, str(n), partition=0, timestamp=now - seconds * 1000) for n in range(count)])
+
+    def told(**ages: float) -> bool:
+        return bool(looked) and all(abs(looked[-1].get(topic, 0) - age) < 30 for topic, age in ages.items())
+
+    send(TOPIC, 80, 9_000)
+    send("second", 60, 6_000)
+    wait_until(lambda: told(orders=9_000, second=6_000), 20, lambda: str(looked[-1:]))
+    send(TOPIC, 200, 5_000)
+    send("third", 2, 3_000)
+    for topic in ("second", "third"):
+        cluster.create_topic(topic, partitions=1, replication_factor=3)
+        cluster.set_topic_error(topic, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    cluster.set_broker_up()
+    wait_until(lambda: producer.stats().delivered == 280, 60, lambda: str(producer.stats()))
+    send(TOPIC, 200, 100)
+    wait_until(lambda: producer.stats().delivered == 480, 60, lambda: str(producer.stats()))
+    wait_until(lambda: told(second=6_000, third=3_000), 20, lambda: str(looked[-1:]))
+    wait_until(lambda: producer.stats().pending == 62, 10, lambda: str(producer.stats()))
+    for topic in ("second", "third"):
+        cluster.set_topic_error(topic, None)
+    assert producer.flush(60) == 0
 
 
 def test_ids_tell_a_record_again_and_can_be_left_out(

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from safekafka import Spool, SpoolCorruptError, SpoolFullError, SpoolLockedError, SpoolUnusableError
 from safekafka.spool.codec import encode
+from safekafka.spool.inspect import owner
 from safekafka.spool.journal import FILE, HIGH, RESERVE, Journal, runs_of, shown
 from safekafka.spool.lane import Identity, lock_dead, orphans, own_lane
 
@@ -202,6 +203,31 @@ def test_P5_the_journal_is_what_a_dictionary_would_be_across_reopenings(
         journal.close()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="sqlite3 sets no limits")
+def test_a_sqlite_older_than_3_32_takes_batches_of_any_size(tmp_path: Path) -> None:
+    """Its statements have at most 999 parameters, unless it was built otherwise."""
+    program = """
+import sqlite3, sys
+sqlite3.sqlite_version_info = (3, 26, 0)
+from pathlib import Path
+from safekafka.spool import journal
+from safekafka.spool.codec import encode
+
+def connect(path):
+    connection = journal._connect(path)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
+    return connection
+
+opened = journal.Journal(Path(sys.argv[1]), "process", connect=connect)
+opened.append([encode(("orders", b"%d" % n, None, None, -1, 1)) for n in range(2_345)])
+rows, _ = opened.read(1, 2_345, 5_000, 1 << 20)
+assert [int(fields[1]) for _, fields, _ in rows] == list(range(2_345))
+opened.delete(range(1, 2_345, 2), 0)
+assert opened.count == 1_173
+"""
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True, timeout=60)
+
+
 def test_P4_a_read_is_bounded_by_bytes_and_gives_at_least_one_record(
     tmp_path: Path, opened: Callable[..., Journal]
 ) -> None:
@@ -360,7 +386,7 @@ def test_B_S09_a_full_disk_at_the_start_is_said_and_leaves_a_journal_that_opens_
 
     monkeypatch.setattr(shutil, "copyfile", no_room)
     with contextlib.suppress(SpoolFullError, SpoolUnusableError):  # to open all the same would be better still
-        opened(folder)
+        opened(folder).close()
     monkeypatch.undo()
     journal = opened(folder)
     assert stored(journal) == dict(enumerate(batch, 1))
@@ -485,6 +511,22 @@ def test_a_mark_that_cannot_be_written_refuses_no_record_that_was_committed(
 
 
 # ---- what is lost is told, exactly and once
+
+
+def test_a_journal_closed_twice_leaves_the_files_of_others_alone(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "process")
+    before = set(os.listdir("/dev/fd"))
+    journal.close()
+    others = []
+    while before - set(os.listdir("/dev/fd")):  # each number that the journal had is somebody else's now
+        others.append((tmp_path / f"{len(others)}").open("w+b", buffering=0))
+        others[-1].write(b"whole")
+
+    journal.close()
+
+    for other in others:
+        assert os.pread(other.fileno(), 100, 0) == b"whole"
+        other.close()
 
 
 def test_a_flipped_byte_is_never_delivered_as_good(tmp_path: Path, opened: Callable[..., Journal]) -> None:
@@ -831,6 +873,40 @@ def test_B_S12_a_lane_in_use_is_nobody_elses_and_its_owner_is_named(tmp_path: Pa
     assert orphan.journal.count == 1
     orphan.close()
     mine.close()
+
+
+def test_B_S12_a_lane_stays_its_processs_though_its_lock_is_deleted(tmp_path: Path) -> None:
+    """As people delete what they take for a lock that a dead process left."""
+    program = (
+        "import os, sys; from safekafka import Spool; from safekafka.spool.lane import Identity, own_lane\n"
+        "lane = own_lane(Spool(sys.argv[1]), Identity('default', 'localhost:9092', None))\n"
+        "lane.journal.append([b'0' * 40])\n"
+        "child = os.fork()\n"
+        "if child == 0: sys.stdin.read(); os._exit(0)\n"  # it outlives its parent, and holds nothing
+        "print('mine', flush=True); os.waitpid(child, 0)"
+    )
+    spool = Spool(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "mine\n"
+        for _ in range(2):
+            (tmp_path / "lane-0" / "lock").unlink()
+            mine = own_lane(spool, OURS)
+            assert mine.folder.name == "lane-1"
+            assert list(orphans(spool, OURS)) == []
+            with pytest.raises(SpoolLockedError, match=rf"in use by process {holder.pid}\..*Remedy"):
+                lock_dead(tmp_path / "lane-0")
+            with pytest.raises(SpoolLockedError, match=r"in use by another process.*Remedy"):
+                Journal(tmp_path / "lane-0")
+            assert owner(tmp_path / "lane-0") == f"process {holder.pid}"
+            mine.close()
+        holder.kill()
+        holder.wait(10)
+        (orphan,) = orphans(spool, OURS)
+        assert orphan.folder.name == "lane-0"
+        orphan.close()
 
 
 def test_a_spool_that_is_a_file_is_refused_with_the_remedy(tmp_path: Path) -> None:

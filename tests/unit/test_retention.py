@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any, cast
 
@@ -40,6 +41,7 @@ class Brokers:
     def __init__(self, answer: dict[str, ConfigEntry] | KafkaException | None) -> None:
         self.answer = answer
         self.unreachable: KafkaException | None = None  # what already the making of a client raises
+        self.of: dict[str, dict[str, ConfigEntry] | KafkaException] = {}  # for these topics another answer
         self.asked: list[tuple[str, float]] = []  # topic, request_timeout
         self.clients = 0
         self.arrived = threading.Event()
@@ -65,19 +67,22 @@ class Admin:
         self._brokers = brokers
 
     def describe_configs(self, resources: list[ConfigResource], **options: Any) -> dict[ConfigResource, Future[Any]]:
-        (resource,) = resources
-        assert resource.restype is ResourceType.TOPIC
+        assert {resource.restype for resource in resources} == {ResourceType.TOPIC}
         assert set(options) == {"request_timeout"}
-        brokers, answer = self._brokers, Future[Any]()
-        brokers.asked.append((resource.name, options["request_timeout"]))
-        brokers.open = answer
-        weakref.finalize(self, break_off, answer)
-        if isinstance(brokers.answer, KafkaException):
-            answer.set_exception(brokers.answer)
-        elif brokers.answer is not None:
-            answer.set_result(brokers.answer)
+        brokers, answers = self._brokers, {}
+        for resource in resources:
+            answer = Future[Any]()
+            brokers.asked.append((resource.name, options["request_timeout"]))
+            brokers.open = answer
+            weakref.finalize(self, break_off, answer)
+            found = brokers.of.get(resource.name, brokers.answer)
+            if isinstance(found, KafkaException):
+                answer.set_exception(found)
+            elif found is not None:
+                answer.set_result(found)
+            answers[ConfigResource(ResourceType.TOPIC, resource.name)] = answer  # an equal one, not the same
         brokers.arrived.set()
-        return {ConfigResource(ResourceType.TOPIC, resource.name): answer}  # an equal one, not the same
+        return answers
 
 
 def break_off(answer: Future[Any]) -> None:
@@ -92,14 +97,18 @@ class Watched:
         self.now = 1000.0
         self.watch = RetentionWatch(brokers.make_admin, lambda: self.now)
 
-    def look(self, topic: str, age_seconds: float) -> None:
-        """Until the question that it may have started has ended."""
-        self.watch.look(topic, age_seconds)
+    def look(self, topic: str, age_seconds: float, **others: float) -> None:
+        """At a spool with these topics. Until the question that it may have started has ended."""
+        self.begin(topic, age_seconds, **others)
         wait_for_end()
 
-    def look_later(self, topic: str, age_seconds: float) -> None:
+    def begin(self, topic: str, age_seconds: float, **others: float) -> None:
+        ages = {topic: age_seconds, **others}
+        self.watch.look(max(ages.values()), lambda: ages)
+
+    def look_later(self, topic: str, age_seconds: float, **others: float) -> None:
         self.now += ASK_EVERY_SECONDS
-        self.look(topic, age_seconds)
+        self.look(topic, age_seconds, **others)
 
 
 def questions() -> list[threading.Thread]:
@@ -112,10 +121,16 @@ def wait_for_end() -> None:
         assert not thread.is_alive()
 
 
+class _Ours(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.name == "safekafka"
+
+
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def told(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     caplog.set_level(logging.DEBUG, logger="safekafka")
-    return caplog
+    with caplog.filtering(_Ours()):  # not the lines of clients that other tests have left behind
+        yield caplog
 
 
 def test_records_older_than_the_retention_of_their_topic_are_told_of_with_the_remedy(
@@ -162,10 +177,10 @@ def test_the_brokers_are_asked_at_most_once_a_minute() -> None:
 def test_brokers_that_do_not_answer_hold_nobody_up_and_are_asked_nothing_more(told: pytest.LogCaptureFixture) -> None:
     brokers = Brokers(None)
     watched = Watched(brokers)
-    watched.watch.look("orders", 2 * HOUR)  # returns, though nobody answers
+    watched.begin("orders", 2 * HOUR)  # returns, though nobody answers
     brokers.wait_for_question()
     watched.now += 10 * ASK_EVERY_SECONDS
-    watched.watch.look("orders", 2 * HOUR)
+    watched.begin("orders", 2 * HOUR)
     assert len(questions()) == brokers.clients == 1
     assert told.messages == []
     brokers.answers(deletes_after(HOUR))
@@ -176,7 +191,7 @@ def test_brokers_that_do_not_answer_hold_nobody_up_and_are_asked_nothing_more(to
 def test_a_question_does_not_keep_the_program_from_its_end() -> None:
     brokers = Brokers(None)
     watched = Watched(brokers)
-    watched.watch.look("orders", 2 * HOUR)
+    watched.begin("orders", 2 * HOUR)
     (question,) = questions()
     assert question.daemon
     brokers.wait_for_question()
@@ -213,8 +228,8 @@ def test_a_topic_is_told_of_once(told: pytest.LogCaptureFixture) -> None:
 
 def test_each_topic_is_told_of(told: pytest.LogCaptureFixture) -> None:
     watched = Watched(Brokers(deletes_after(HOUR)))
-    for topic in ("orders", "payments", "orders", "payments"):
-        watched.look_later(topic, 2 * HOUR)
+    for _ in range(2):
+        watched.look_later("orders", 3 * HOUR, payments=2 * HOUR)
     assert [message.split()[1] for message in told.messages] == ["topic='orders'", "topic='payments'"]
 
 
@@ -227,6 +242,32 @@ def test_after_the_old_records_have_gone_it_is_told_again(told: pytest.LogCaptur
     watched.look("payments", 1.0)  # the oldest of the spool: what there is of other topics is younger
     watched.look_later("orders", 2 * HOUR)
     assert len(told.messages) == 3
+    watched.look_later("payments", HOUR / 2)  # old, but of another topic
+    watched.look_later("orders", 2 * HOUR, payments=HOUR / 2)
+    assert len(told.messages) == 4
+
+
+def test_a_younger_topic_with_a_shorter_retention_is_told_of(told: pytest.LogCaptureFixture) -> None:
+    brokers = Brokers(deletes_after(100 * HOUR))
+    brokers.of["payments"] = deletes_after(HOUR)
+    Watched(brokers).look("orders", 3 * HOUR, payments=2 * HOUR, audit=1.0)
+    assert [topic for topic, _ in brokers.asked] == ["orders", "payments"]  # nothing about the young
+    assert [message.split()[:3] for message in told.messages] == [
+        ["older_than_retention", "topic='payments'", "age_seconds=7200"]
+    ]
+
+
+def test_a_topic_that_the_brokers_tell_nothing_of_hides_no_other(told: pytest.LogCaptureFixture) -> None:
+    brokers = Brokers(deletes_after(HOUR))
+    brokers.of["orders"] = KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+    Watched(brokers).look("orders", 3 * HOUR, payments=2 * HOUR)
+    assert [message.split()[1] for message in told.messages] == ["topic='payments'"]
+
+
+def test_of_many_topics_the_oldest_are_asked_about() -> None:
+    brokers = Brokers(deletes_after(HOUR))
+    Watched(brokers).look("orders", 2 * HOUR, **{f"topic-{n}": HOUR - n for n in range(1_000)})
+    assert [topic for topic, _ in brokers.asked] == ["orders", *(f"topic-{n}" for n in range(499))]
 
 
 def test_after_the_retention_was_raised_and_passed_again_it_is_told_again(told: pytest.LogCaptureFixture) -> None:

@@ -34,12 +34,12 @@ class ScriptedStuck:
     def __init__(self) -> None:
         self.groups: set[tuple[str, int]] = set()
         self.next: set[tuple[str, int]] = set()
-        self.records = 0
+        self.records = self.bytes = 0
 
     def due(self, now: float) -> bool:
         return self.next != self.groups
 
-    def look(self, now: float, lines: Any, except_topics: Any) -> None:
+    def look(self, now: float, lines: Any, except_topics: Any, crowd: Any) -> None:
         self.groups = self.next
 
     def group_of(self, fields: Fields) -> tuple[str, int] | None:

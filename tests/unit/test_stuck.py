@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import pytest
-
-from safekafka.producer.direct import DirectDelivery, DirectReceipt
 from safekafka.producer.partitioner import partition_of
 from safekafka.record import Fields
-from safekafka.spool import stuck
+from safekafka.spool.spooled import SpooledDelivery, SpooledReceipt
 from safekafka.spool.stuck import Stuck
 
 TOPIC, PARTITIONS = "orders", 4
+CROWD = 10, 10_000
 
 
 def record(key: bytes | None = None, partition: int = -1, topic: str = TOPIC) -> Fields:
     return topic, b"", key, None, partition, 1
 
 
-def sent(at: float, **options: Any) -> DirectReceipt:
-    receipt = DirectReceipt(cast(DirectDelivery, None), record(**options))
+def sent(at: float, size: int = 100, **options: Any) -> SpooledReceipt:
+    receipt = SpooledReceipt(cast(SpooledDelivery, None), record(**options))
     receipt._sent_at = at
+    receipt._size = size
     return receipt
 
 
@@ -30,12 +29,12 @@ def watch() -> Stuck:
 
 
 def looked(
-    watch: Stuck, line: list[DirectReceipt], *, until: float, start: float = 0.0, blocked: tuple[str, ...] = ()
+    watch: Stuck, line: list[SpooledReceipt], *, until: float, start: float = 0.0, blocked: tuple[str, ...] = ()
 ) -> set[Any]:
     now = start
     while now <= until:
         if watch.due(now):
-            watch.look(now, [line], blocked)
+            watch.look(now, [line], blocked, CROWD)
         now += 0.1
     return watch.groups
 
@@ -45,7 +44,7 @@ def test_a_partition_whose_oldest_record_stays_is_stuck_and_the_others_are_not()
     line = [sent(0, partition=1), sent(0, partition=1), sent(3.5, partition=2)]
     assert looked(one, line, until=1.9) == set()
     assert looked(one, line, until=4.0) == {(TOPIC, 1)}
-    assert one.records == 2
+    assert (one.records, one.bytes) == (2, 200)
     assert one.group_of(record(partition=1)) == (TOPIC, 1)
     assert one.group_of(record(partition=2)) is None
     assert one.group_of(record(partition=1, topic="payments")) is None
@@ -67,7 +66,7 @@ def test_a_slow_partition_that_moves_is_not_stuck() -> None:
     line = [sent(-10, partition=1) for _ in range(100)]
     now = 0.0
     while line:
-        one.look(now, [line], ())
+        one.look(now, [line], (), CROWD)
         assert one.groups == set()
         line.pop(0)
         now += 0.3
@@ -78,13 +77,12 @@ def test_what_was_stuck_is_free_when_its_records_are_gone() -> None:
     line = [sent(0, partition=1)]
     assert looked(one, line, until=4.0)
     line.clear()
-    one.look(5.0, [line], ())
+    one.look(5.0, [line], (), CROWD)
     assert one.groups == set()
-    assert one.records == 0
+    assert (one.records, one.bytes) == (0, 0)
 
 
-def test_records_that_chance_gave_a_partition_wait_only_when_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stuck, "CROWD", 10)
+def test_records_that_chance_gave_a_partition_wait_only_when_they_are_many_or_large() -> None:
     one = watch()
     line = [sent(0) for _ in range(10)]
     assert looked(one, line, until=4.0) == set()
@@ -92,6 +90,7 @@ def test_records_that_chance_gave_a_partition_wait_only_when_they_are_many(monke
     assert looked(one, line, start=4.1, until=5.0) == {(TOPIC, None)}
     assert one.group_of(record()) == (TOPIC, None)
     assert one.group_of(record(b"key")) is None
+    assert looked(watch(), [sent(0, size=10_001)], until=4.0) == {(TOPIC, None)}
 
 
 def test_a_topic_that_refuses_records_is_another_matter() -> None:

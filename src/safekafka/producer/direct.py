@@ -213,7 +213,8 @@ class DirectDelivery(Way):
         self._turns: deque[threading.Lock] = deque()  # of callers who stand still until reports are taken
         self._waiting = 0  # callers that wait for room or for the end of a flush
         self._flushing = 0
-        self._waiters: deque[_Waiter] = deque()  # tasks in asend(), in the order they came
+        self._waiters: deque[_Waiter] = deque()  # tasks in asend(), those of a loop in the order they came
+        self._line = threading.RLock()  # of `_waiters`, around what changes it
         # The delivery thread's own:
         self._delivered = 0
         self._answers = 0  # reports other than a delivery
@@ -277,7 +278,8 @@ class DirectDelivery(Way):
         loop = asyncio.get_running_loop()
         end = loop.time() + self._max_block
         waiter = _Waiter(loop)
-        self._waiters.append(waiter)
+        with self._line:
+            self._waiters.append(waiter)
         alarm = loop.call_at(end, lambda: _let_in(waiter.called))
         try:
             while loop.time() < end:
@@ -290,7 +292,8 @@ class DirectDelivery(Way):
             raise self._no_room()
         finally:
             alarm.cancel()
-            self._waiters.remove(waiter)
+            with self._line:
+                self._waiters.remove(waiter)
             self._call_first_waiter()  # whoever leaves the line passes the word on
 
     def _wait_at_bell(self, until: Callable[[], bool], timeout: float | None) -> None:
@@ -580,13 +583,23 @@ class DirectDelivery(Way):
         """There may be room for the first task in line. He stays the first until he is in, or has gone."""
         with contextlib.suppress(IndexError):
             waiter = self._waiters[0]
-            if not waiter.call() and len(self._waiters) > 1:
-                self._waiters.rotate(-1)  # his loop stands still, or is closed; the others go on
+            if waiter.call():
+                return
+            with self._line:  # his loop stands still, or is closed: another one's first goes before
+                other = next((one for one in self._waiters if one.loop is not waiter.loop), None)
+                if other is not None:
+                    self._waiters.remove(other)
+                    self._waiters.appendleft(other)
+                    other.call()
 
     def _oldest(self) -> DirectReceipt | None:
+        return next(iter(self._first_open(1)), None)
+
+    def _first_open(self, count: int) -> list[DirectReceipt]:
+        """So many of `_open`, the oldest. Others send meanwhile."""
         while True:
             with contextlib.suppress(RuntimeError):  # the dictionary changed between two steps
-                return next(iter(self._open), None)
+                return list(islice(self._open, count))
 
     # ---- the delivery thread
 
@@ -716,8 +729,7 @@ class DirectDelivery(Way):
     def _expire(self, too_old: float) -> None:
         taken: list[DirectReceipt] = []
         while True:
-            first = list(islice(self._open, _PORTION))  # in one step: others send meanwhile
-            expired = [receipt for receipt in first if receipt._sent_at <= too_old]
+            expired = [receipt for receipt in self._first_open(_PORTION) if receipt._sent_at <= too_old]
             taken += self._take_out(expired)
             if len(expired) < _PORTION:
                 break
@@ -828,11 +840,11 @@ class _Waiter:
     """A task that waits for room."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self.arm()
 
     def arm(self) -> None:
-        self.called: asyncio.Future[None] = self._loop.create_future()
+        self.called: asyncio.Future[None] = self.loop.create_future()
         self._called_at: float | None = None
 
     def call(self) -> bool:
@@ -842,7 +854,7 @@ class _Waiter:
             return now - self._called_at < _WAITER_SECONDS
         self._called_at = now
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(_let_in, self.called)
+            self.loop.call_soon_threadsafe(_let_in, self.called)
             return True
         return False
 

@@ -19,7 +19,7 @@ class ProducerStats(NamedTuple):
     blocked_topics: tuple[str, ...] = ()
     oldest_pending_seconds: float | None = None  # None: nothing is pending
     bytes: int = 0  # of the spool: what the pending records take
-    rejected: int = 0  # of the spool: records that Kafka can never take, see rejected()
+    rejected: int = 0  # of the spool: records that Kafka can never take, in the lanes open here
     lanes: int = 0  # of the spool: its own, and those of dead processes that are drained beside it
 
 

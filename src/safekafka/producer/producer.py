@@ -75,7 +75,7 @@ class SafeProducer:
     of its own, and only for producers made on the main thread.
 
     Thread safe. After a fork the child's first use begins with a client of its own; the parent's receipts stay the
-    parent's. Raises `UnsafeConfigError`, `SpoolUnusableError`, `SpoolLockedError`, `SpoolCorruptError`, and
+    parent's. Raises `UnsafeConfigError`, `SpoolUnusableError`, `SpoolFullError`, `SpoolCorruptError`, and
     `SafeKafkaError` where no thread can run (gevent, eventlet, uWSGI without threads).
     """
 
@@ -126,6 +126,7 @@ class SafeProducer:
                     described,
                     bootstrap=str(settings.get("bootstrap.servers", "")),
                     partitioner=partitioner,
+                    queue=buffer_limits(settings),
                     one_at_a_time=one_at_a_time,
                     make_admin=lambda: admin_client(connection_settings(settings)),
                     max_block=max_block,

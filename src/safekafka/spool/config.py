@@ -12,15 +12,16 @@ from typing import Literal
 class Spool:
     """A folder on a local disk that holds accepted records until Kafka has them.
 
-    `max_bytes` bounds the records kept by each process (default 10 GiB), `min_free_bytes` is left free on the disk
+    `max_bytes` bounds the records pending in each process (default 10 GiB), `min_free_bytes` is left free on the disk
     (default 64 MiB): at either bound, and when the disk is full, `send()` blocks for `max_block`, then raises
     `SpoolFullError`.
     `durability="disk"` syncs to the disk before `send()` returns: the record survives SIGKILL and power loss.
     `"process"` skips the sync: it survives SIGKILL of the process, not a crash of the machine.
     `name` tells spools apart that share a folder: only a producer of the same name and cluster sends what is in one.
-    `max_age`: seconds after which the oldest record is reported (`spool_old`). Nothing expires.
+    `max_age`: seconds after which the oldest record is reported (`spool_old`). Nothing expires. Counted from the
+    record's own timestamp: that of its `send()`, unless the program gave another one.
     `reject_blocked_after`: seconds after which the records of a topic that refuses them are moved to `rejected()`.
-    Default: never, they wait for as long as it takes.
+    Default: never, they wait for as long as it takes. Each start of the program counts anew.
     `on_damage`: a record damaged on the disk is kept aside as evidence and reported, the others are sent
     ("set_aside"); or nothing is sent any more, `SpoolCorruptError` ("refuse"), where a gap is worse than a stop.
     `record_ids`: each record gets the header `safekafka.id`, by which a consumer recognises one that was sent twice.

@@ -155,10 +155,17 @@ class LaneView:
 
 def lanes(folder: Path) -> list[Path]:
     """The lanes of a spool that have a journal, or had one. Raises `SpoolUnusableError` if there is none."""
-    found = [lane for lane in lane_folders(folder) if (lane / FILE).exists() or Journal.highest(lane)]
+    found = [lane for lane in lane_folders(folder) if _has_file(lane) or Journal.highest(lane)]
     if not found:
         raise SpoolUnusableError(f"{str(folder)!r} is no spool: it has no lane-<n>/{FILE}. Remedy: check the path.")
     return found
+
+
+def _has_file(lane: Path) -> bool:
+    try:
+        return (lane / FILE).exists()
+    except OSError:  # no rights: whoever looks into it is told
+        return True
 
 
 def owner(folder: Path) -> str | None:

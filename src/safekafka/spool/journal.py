@@ -8,7 +8,8 @@ Format (schema 2)
   many there must be.
 - `high`: the highest `seq` again, in a file of its own, written behind each commit and never synced; and whether the
   journal was closed in order. So records that a damaged or truncated write-ahead log took with it are missed, and
-  counted: SQLite itself passes over them in silence.
+  counted: SQLite itself passes over them in silence. It is locked (flock) as long as the journal is open: who deletes
+  the lane's `lock` for a stale one, as people do, gives the lane to nobody.
 - `reserve`: room on the disk that is given up when it is full, since to delete also takes some. Without it a spool that
   filled its disk could never get rid of what it delivered.
 - `damaged-<ms>...`: evidence. What was found damaged, kept as it was, once for each damage.
@@ -31,6 +32,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -43,7 +45,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from safekafka.errors import SpoolCorruptError, SpoolFullError, SpoolUnusableError
+from safekafka.errors import SpoolCorruptError, SpoolFullError, SpoolLockedError, SpoolUnusableError
 from safekafka.record import Fields
 from safekafka.spool.codec import checksum, decode
 from safekafka.spool.crashpoint import armed, passing
@@ -66,7 +68,9 @@ _RESERVE_BYTES = 8 << 20  # a whole write-ahead log and its checkpoint
 _FORK_SECONDS = 5.0
 # Rows and runs go many to a statement: at each one Python gives up its interpreter lock, and gets it back late when
 # other threads are busy.
-_INSERTS = {rows: f"INSERT INTO record VALUES {', '.join(['(?, ?, ?)'] * rows)}" for rows in (1_000, 100, 10, 1)}
+_PARAMETERS = 3_000 if sqlite3.sqlite_version_info >= (3, 32) else 999  # of a statement: older ones take no more
+_ROWS = _PARAMETERS // 3, 100, 10, 1
+_INSERTS = {rows: f"INSERT INTO record VALUES {', '.join(['(?, ?, ?)'] * rows)}" for rows in _ROWS}
 _DELETE_RUNS = 32
 _DELETE = f"DELETE FROM record WHERE {' OR '.join(['seq BETWEEN ? AND ?'] * _DELETE_RUNS)}"
 _HIGH = struct.Struct("<QQBI")  # highest seq, records left, closed in order, checksum
@@ -95,7 +99,7 @@ class Loss(NamedTuple):
 
 
 class Journal:
-    """Opened by one process at a time: the lane's lock sees to that."""
+    """Opened by one process at a time: the lane's lock sees to that. Raises `SpoolLockedError` where it failed to."""
 
     def __init__(
         self,
@@ -119,15 +123,16 @@ class Journal:
         self._writer: Any = _Closed()
         self._reader: Any = _Closed()
         self._high_file = _open_high(folder)
+        _journals.add(self)  # before it is all there: a child forked meanwhile gives up the lock as well
         try:
             self._open_and_look()
         except BaseException as error:
             self._close_connections()
-            os.close(self._high_file)
+            self._close_high()
+            _journals.discard(self)
             if isinstance(error, sqlite3.Error):
                 raise _storage_error(error, self.path) from error
             raise
-        _journals.add(self)
 
     # ---- writing
 
@@ -317,13 +322,33 @@ class Journal:
     # ---- the end, and damage
 
     def close(self) -> None:
+        """Does nothing when called again: the number of a file that is closed may be another file's by then."""
         passing("before_close")
         with self._lock, self._reading:
+            if self._high_file < 0:
+                return
             self._reader.close()
             self._writer.close()
             self._mark(closed=True)
-            os.close(self._high_file)
+            self._close_high()
         _journals.discard(self)
+
+    def free_bytes(self) -> int:
+        """On the disk. Raises `SpoolUnusableError` where the file was deleted: SQLite writes on into it, and the end of
+        the process takes all of it away."""
+        try:
+            disk = os.statvfs(self.path)
+        except OSError:
+            with self._lock:  # a mending may have had it away for a moment
+                try:
+                    disk = os.statvfs(self.path)
+                except OSError as error:
+                    raise SpoolUnusableError(
+                        f"{str(self.path)!r} is gone ({error.strerror or error}): what is in it ends with the process, "
+                        "and nothing more is accepted. Remedy: let the process deliver what it has, end it, and keep "
+                        "what deletes files out of the folder."
+                    ) from error
+        return disk.f_bavail * disk.f_frsize
 
     def is_damaged(self) -> bool:
         with self._lock:
@@ -573,6 +598,10 @@ class Journal:
             return 0
         return mark[0] if mark is not None else 0
 
+    def _close_high(self) -> None:
+        file, self._high_file = self._high_file, -1
+        os.close(file)
+
     def _copy_of_log(self) -> Path | None:
         """Before SQLite passes over what it finds damaged in it."""
         log = self._folder / f"{FILE}-wal"
@@ -586,7 +615,10 @@ class Journal:
             return None
 
     def _forget(self) -> None:
-        """In a forked child: the connections stay the parent's. Never freed, for that would be a close."""
+        """In a forked child: the connections stay the parent's. Never freed, for that would be a close. Its part of the
+        lock is given up, or it would hold the lane when the parent has died."""
+        if self._high_file >= 0:
+            self._close_high()
         for connection in (self._writer, self._reader):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
         self._lock, self._reading = threading.Lock(), threading.Lock()
@@ -708,9 +740,35 @@ def _unmarked(data: bytes) -> tuple[int, int, bool] | None:
 
 def _open_high(folder: Path) -> int:
     try:
-        return os.open(folder / HIGH, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = os.open(folder / HIGH, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise not_usable(folder, error) from error
+    if not _locks(file):
+        os.close(file)
+        raise SpoolLockedError(f"{str(folder)!r} is in use by another process. Remedy: end that process first.")
+    return file
+
+
+def is_open(folder: Path) -> bool:
+    """Whether a living process has the journal of this folder open."""
+    try:
+        file = os.open(folder / HIGH, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _locks(file)
+    finally:
+        os.close(file)
+
+
+def _locks(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without such locks: the lane's lock has to do
+        pass
+    return True
 
 
 def _now() -> int:

@@ -1,7 +1,8 @@
 """Lanes: the sub-folders of a spool, each owned by one process at a time.
 
 `lane-<n>/lock` is held (flock) by the process that writes the lane; the operating system frees it when that process
-dies, and a forked child gives its copy up at once. `lane-<n>/lane.json` says whose records these are: the spool's name,
+dies, and a forked child gives its copy up at once. So is its journal's file `high`, in case somebody deletes `lock`.
+`lane-<n>/lane.json` says whose records these are: the spool's name,
 the bootstrap list they were accepted for, and the cluster's id once it is known. A lane is a slot, used again by
 whoever gets its lock; `id` goes into the header `safekafka.id` and is drawn anew for each lane that is made.
 
@@ -10,7 +11,12 @@ that what it sends comes behind what was left; else a free slot, else a new one.
 same bootstrap list. Where both know the cluster's id, that decides, but at the start a producer does not know it.
 What is not equal is left in peace and reported (`lane_foreign`).
 
+A lane that can't be opened (rights, another format, no `lane.json`) is told (`lane_unusable`), passed over, and tried
+again now and then: it may hold up neither a start nor the lanes behind it. Damage that is to be refused refuses the
+start, though, whose own lane it would become; found in another's orphan, it is passed over like the rest.
+
 Nothing here is touched by two threads at once: lanes are opened by the constructor, then by the sender thread alone.
+`Unusable.problems` may be read by any.
 """
 
 from __future__ import annotations
@@ -21,21 +27,23 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from safekafka.errors import SpoolLockedError, SpoolUnusableError
+from safekafka.errors import SafeKafkaError, SpoolLockedError, SpoolUnusableError
 from safekafka.observe import Event, emit
 from safekafka.spool.config import Spool
 from safekafka.spool.crashpoint import passing
 from safekafka.spool.filesystem import look
-from safekafka.spool.journal import FILE, Journal, not_usable, sync_folder
+from safekafka.spool.journal import FILE, Journal, is_open, not_usable, sync_folder
 
 _PREFIX = "lane-"
 # `inspect.owner` holds a dead lane's lock for a moment. Taken for its owner, a program that starts then would begin a
 # new lane, and overtake what it left in the old one.
 _PROBE_SECONDS = 0.05
+_AGAIN_SECONDS = 60.0  # an attempt may wait for SQLite's locks, on the delivery thread
 
 
 class Identity(NamedTuple):
@@ -108,6 +116,34 @@ class Lane:
             raise not_usable(self.folder, error) from error
 
 
+class Unusable:
+    """Lanes with records that can't be opened. Each is told of once, until it can be opened or has gone."""
+
+    def __init__(self) -> None:
+        self._found: dict[Path, tuple[str, float]] = {}  # why, and when it is tried again
+
+    @property
+    def problems(self) -> list[str]:
+        return [f"the lane {str(folder)!r} can't be opened: {why}" for folder, (why, _) in list(self._found.items())]
+
+    def found(self, folder: Path, error: Exception) -> None:
+        if isinstance(error, OSError) and not isinstance(error, SafeKafkaError):
+            error = not_usable(folder, error)
+        if folder not in self._found:
+            emit(Event.LANE_UNUSABLE, lane=str(folder), error=str(error))
+        self._found[folder] = str(error), monotonic() + _AGAIN_SECONDS
+
+    def rests(self, folder: Path) -> bool:
+        return folder in self._found and monotonic() < self._found[folder][1]
+
+    def well(self, folder: Path) -> None:
+        self._found.pop(folder, None)
+
+    def forget_all_but(self, folders: list[Path]) -> None:
+        for folder in self._found.keys() - folders:
+            del self._found[folder]
+
+
 def tell_loss(folder: Path, loss: Any) -> None:
     emit(
         Event.SPOOL_RECORDS_LOST,
@@ -119,33 +155,31 @@ def tell_loss(folder: Path, loss: Any) -> None:
     )
 
 
-def own_lane(spool: Spool, identity: Identity) -> Lane:
+def own_lane(spool: Spool, identity: Identity, unusable: Unusable | None = None) -> Lane:
     """Take over an orphan, else a free slot, else make a new lane."""
+    unusable = unusable or Unusable()
     _make_folder(spool.folder)
     if warning := look(spool.folder, spool.durability):
         emit(Event.SPOOL_ON_UNSAFE_DISK, spool=str(spool.folder), warning=warning)
     spare: Lane | None = None
     try:
         for folder in lane_folders(spool.folder):
-            lock = try_lock(folder)
-            if lock is None:
+            try:
+                lane = _slot(folder, spool, identity, spare is None)
+            except SpoolLockedError:  # its `lock` was deleted, and another process took it just now
                 continue
-            about = _about(folder)
-            if about is None and (folder / FILE).exists():
-                _tell_foreign(folder, identity, "its lane.json is missing or unreadable")
-            elif about is not None and not _identity(about).equals(identity):
-                if has_records(folder):
-                    _tell_foreign(folder, identity, _whose(about))
-            elif spare is None or has_records(folder):
-                lane = Lane(folder, lock, spool, identity)
-                if lane.journal.count:  # an orphan
-                    return lane
-                if spare is None:
-                    spare = lane
-                else:
-                    lane.close()
+            except OSError as error:  # `SpoolUnusableError` as well; neither damage nor a full disk
+                if _may_have_records(folder):
+                    unusable.found(folder, error)
                 continue
-            lock.release()
+            if lane is None:
+                continue
+            if lane.journal.count:  # an orphan
+                return lane
+            if spare is None:
+                spare = lane
+            else:
+                lane.close()
         if spare is None:
             return _new_lane(spool, identity)
         spare.belongs_to(identity._replace(cluster=spare.identity.cluster))
@@ -156,23 +190,65 @@ def own_lane(spool: Spool, identity: Identity) -> Lane:
             spare.close()
 
 
-def orphans(spool: Spool, identity: Identity) -> Iterator[Lane]:
-    """Lanes with records of ours whose owner has died, opened one by one; whoever gets one has to close it."""
-    for folder in lane_folders(spool.folder):
+def _slot(folder: Path, spool: Spool, identity: Identity, also_empty: bool) -> Lane | None:
+    lock = try_lock(folder)
+    if lock is None:
+        return None
+    try:
         about = _about(folder)
-        if about is None or not _identity(about).equals(identity) or not has_records(folder):
+        if about is None and (folder / FILE).exists():
+            raise _nobodys(folder)
+        if about is not None and not _identity(about).equals(identity):
+            if has_records(folder):
+                _tell_foreign(folder, identity, _whose(about))
+        elif also_empty or has_records(folder):
+            held, lock = lock, None
+            return Lane(folder, held, spool, identity)
+        return None
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def orphans(spool: Spool, identity: Identity, unusable: Unusable | None = None) -> Iterator[Lane]:
+    """Lanes with records of ours whose owner has died, opened one by one; whoever gets one has to close it."""
+    unusable = unusable or Unusable()
+    folders = lane_folders(spool.folder)
+    unusable.forget_all_but(folders)
+    for folder in folders:
+        if unusable.rests(folder):
             continue
-        lock = try_lock(folder, 0.0)  # on the delivery thread, and again soon
-        if lock is None:
+        try:
+            lane = _orphan(folder, spool, identity)
+        except (SafeKafkaError, OSError) as error:
+            unusable.found(folder, error)
             continue
-        passing("during_adoption")
-        yield Lane(folder, lock, spool, identity)
+        unusable.well(folder)
+        if lane is not None:
+            yield lane
+
+
+def _orphan(folder: Path, spool: Spool, identity: Identity) -> Lane | None:
+    about = _about(folder)
+    if not has_records(folder) or (about is not None and not _identity(about).equals(identity)):
+        return None
+    lock = try_lock(folder, 0.0)  # on the delivery thread, and again soon
+    if lock is None:
+        return None
+    if about is None:
+        lock.release()
+        raise _nobodys(folder)
+    passing("during_adoption")
+    return Lane(folder, lock, spool, identity)
 
 
 def lane_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if path.name.startswith(_PREFIX) and path.name[5:].isdigit()]
+    try:
+        if not folder.is_dir():
+            return []
+        found = [path for path in folder.iterdir() if path.name.startswith(_PREFIX) and path.name[5:].isdigit()]
+    except OSError as error:
+        raise not_usable(folder, error) from error
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
@@ -185,6 +261,9 @@ def try_lock(folder: Path, patience: float = _PROBE_SECONDS) -> FileLock | None:
         return None
     except OSError as error:
         raise not_usable(folder, error) from error
+    if is_open(folder):  # by one whose `lock` was deleted
+        lock.release()
+        return None
     with contextlib.suppress(OSError):  # only for messages
         (folder / "owner").write_text(str(os.getpid()))
     return lock
@@ -218,6 +297,13 @@ def has_records(folder: Path) -> bool:
     return left is None or left > 0
 
 
+def _may_have_records(folder: Path) -> bool:
+    try:
+        return has_records(folder)
+    except OSError:
+        return True
+
+
 def _new_lane(spool: Spool, identity: Identity) -> Lane:
     taken = lane_folders(spool.folder)
     number = int(taken[-1].name[5:]) + 1 if taken else 0
@@ -236,9 +322,11 @@ def _new_lane(spool: Spool, identity: Identity) -> Lane:
 def _about(folder: Path) -> dict[str, Any] | None:
     try:
         about = json.loads((folder / "lane.json").read_text())
-        return about if isinstance(about, dict) and {"id", "spool", "bootstrap", "cluster"} <= set(about) else None
     except (OSError, ValueError):
         return None
+    if not isinstance(about, dict) or not isinstance(about.get("cluster", 0), str | None):
+        return None
+    return about if all(isinstance(about.get(name), str) for name in ("id", "spool", "bootstrap")) else None
 
 
 def _identity(about: dict[str, Any]) -> Identity:
@@ -247,6 +335,13 @@ def _identity(about: dict[str, Any]) -> Identity:
 
 def _whose(about: dict[str, Any]) -> str:
     return f"it is of the spool {about['spool']!r} for {about['bootstrap']} (cluster {about['cluster'] or 'unknown'})"
+
+
+def _nobodys(folder: Path) -> SpoolUnusableError:
+    return SpoolUnusableError(
+        f"{str(folder / 'lane.json')!r} is missing or unreadable, and nothing else says whose records these are. "
+        "Remedy: put it back from a copy; safekafka spool export shows the records."
+    )
 
 
 def _tell_foreign(folder: Path, identity: Identity, why: str) -> None:

@@ -27,6 +27,7 @@ from safekafka.observe import Event, emit
 ASK_EVERY_SECONDS = 60.0
 YOUNG_SECONDS = 60.0  # records wait so long in any restart of the brokers: nothing to ask about
 _ANSWER_SECONDS = 5.0
+_TOPICS = 500  # in one question, the oldest first
 
 
 class RetentionWatch:
@@ -40,30 +41,44 @@ class RetentionWatch:
         self._asking: threading.Thread | None = None
         self._older: dict[str, float] = {}  # topics that were told of, with their retention in seconds
 
-    def look(self, topic: str, age_seconds: float) -> None:
-        """At the oldest record of the spool. Returns at once."""
+    def look(self, age_seconds: float, ages: Callable[[], Mapping[str, float]]) -> None:
+        """At the age of the oldest record of all; and at those of each topic's oldest, which are looked up only when
+        the brokers are to be asked. Returns at once."""
         if self._asking is not None and self._asking.is_alive():
             return
-        # The oldest of all: the records of every other topic are younger still.
-        self._older = {name: retention for name, retention in self._older.items() if age_seconds > retention}
+        if age_seconds <= YOUNG_SECONDS:  # nor is there an older one of any topic
+            self._forget(dict.fromkeys(self._older, age_seconds))
+            return
         now = self._clock()
-        if age_seconds <= YOUNG_SECONDS or (self._asked_at is not None and now - self._asked_at < ASK_EVERY_SECONDS):
+        if self._asked_at is not None and now - self._asked_at < ASK_EVERY_SECONDS:
             return
         self._asked_at = now
+        found = ages()
+        self._forget(found)
+        oldest_first = sorted(found, key=found.__getitem__, reverse=True)
+        old = {topic: found[topic] for topic in oldest_first[:_TOPICS] if found[topic] > YOUNG_SECONDS}
+        if not old:
+            return
         with contextlib.suppress(RuntimeError):  # no thread to be had, as at the interpreter's exit
-            self._asking = threading.Thread(
-                target=self._ask, args=(topic, age_seconds), name="safekafka-retention", daemon=True
-            )
+            self._asking = threading.Thread(target=self._ask, args=(old,), name="safekafka-retention", daemon=True)
             self._asking.start()
 
-    def _ask(self, topic: str, age_seconds: float) -> None:
-        resource = ConfigResource(ResourceType.TOPIC, topic)
+    def _forget(self, ages: Mapping[str, float]) -> None:
+        """Topics whose old records have gone."""
+        self._older = {topic: limit for topic, limit in self._older.items() if ages.get(topic, 0.0) > limit}
+
+    def _ask(self, ages: Mapping[str, float]) -> None:
+        resources = {topic: ConfigResource(ResourceType.TOPIC, topic) for topic in ages}
         try:
             admin = self._make_admin()  # has a name until it has answered: dropped, it breaks its questions off
-            answers = admin.describe_configs([resource], request_timeout=_ANSWER_SECONDS)
-            retention = retention_of(answers[resource].result())
-        except KafkaException:  # not reached, or not allowed to know: asked again
+            answers = admin.describe_configs(list(resources.values()), request_timeout=_ANSWER_SECONDS)
+        except KafkaException:  # not reached: asked again
             return
+        for topic, age in ages.items():
+            with contextlib.suppress(KafkaException):  # not reached, or not allowed to know: asked again
+                self._answered(topic, age, retention_of(answers[resources[topic]].result()))
+
+    def _answered(self, topic: str, age_seconds: float, retention: float | None) -> None:
         if retention is None or age_seconds <= retention:
             self._older.pop(topic, None)
             return

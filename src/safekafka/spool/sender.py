@@ -6,8 +6,9 @@ refuses records, and of a partition that is stuck (without a leader, say) while 
 on the disk, and where the first of them stands is remembered; when the reason is gone, reading starts there again, and
 passes over what is with the client or done. So a topic, or a partition, is always sent in the order of its numbers.
 
-Window: `WINDOW` records are with the client at most, which bounds memory and the duplicates of a crash. Of it, stuck
-partitions (`stuck.py`) get half.
+Window: `WINDOW` records are with the client, which bounds memory and the duplicates of a crash. What flows gets half of
+what is left by topics that refuse and partitions that are stuck (`stuck.py`): so one of them holds half, the next one a
+quarter, and there is always room for the others.
 
 Acks: what Kafka has is deleted in batches, whatever is still open below it.
 
@@ -30,7 +31,7 @@ from safekafka.record import Fields
 from safekafka.spool.config import Spool
 from safekafka.spool.crashpoint import passing
 from safekafka.spool.drain import READ_BYTES, Group, LaneDrain
-from safekafka.spool.lane import Identity, Lane, orphans, tell_loss
+from safekafka.spool.lane import Identity, Lane, Unusable, orphans, tell_loss
 from safekafka.spool.retention import RetentionWatch
 from safekafka.spool.stuck import Stuck
 
@@ -48,12 +49,24 @@ _ADOPT_AFTER_SECONDS = 5.0  # siblings that start together take their own lanes 
 _ADOPT_SECONDS = 10.0
 _LANES = 8  # at once, the own one included
 _AGE_SECONDS = 5.0
+_AGE_RECORDS, _AGE_BYTES = 1_000, 1 << 20
 _ASK_SECONDS = 5.0
 
 
 class Sender:
-    def __init__(self, delivery: SpooledDelivery, spool: Spool, lane: Lane, partitioner: str) -> None:
+    def __init__(
+        self,
+        delivery: SpooledDelivery,
+        spool: Spool,
+        lane: Lane,
+        partitioner: str,
+        queue: tuple[int, int] = (1 << 31, 1 << 40),
+        unusable: Unusable | None = None,
+    ) -> None:
+        """`queue`: the records and bytes that the client takes at most. `unusable`: lanes the start passed over."""
         self.delivery = delivery
+        self._queue = queue
+        self.unusable = unusable or Unusable()
         self._spool = spool
         self.own = LaneDrain(self, lane, own=True)
         self.drains = [self.own]
@@ -66,6 +79,7 @@ class Sender:
         self._aged_at = 0.0
         self._too_old = False
         self._not_before = 0.0
+        self.full = False  # no record may be handed over before others are acknowledged
         self.failing = False  # the disk refuses
         self.oldest_at: float | None = None  # the time of the oldest record, in s since the epoch
         self.retention = RetentionWatch(delivery.make_admin)
@@ -143,6 +157,7 @@ class Sender:
                 continue
             while fed < _PORTION:
                 count, size = self._room()
+                self.full = count <= 0
                 waits = self._group_to_wait_with if self._stuck.groups or self.delivery.blocked else None
                 before = drain.cursor
                 taken = drain.take(min(count, _PORTION), size, waits) if count > 0 else []
@@ -163,9 +178,22 @@ class Sender:
             done += len(drain.done)
         if done > WINDOW:  # the disk can't delete as fast
             return 0, 0
-        waiting, waiting_bytes = self.delivery.waiting  # nothing comes of them before their topic takes records
-        count_left = min(WINDOW - count, WINDOW // 2 - count + self._stuck.records + waiting)
-        return count_left, _WINDOW_BYTES - size + min(waiting_bytes, _WINDOW_BYTES)
+        waiting, waiting_bytes = self._waiting(count, size)
+        most, most_bytes = self._window
+        count_left = min(_share(most, waiting) - (count - waiting), 2 * most - count)
+        size_left = min(_share(most_bytes, waiting_bytes) - (size - waiting_bytes), 2 * most_bytes - size)
+        return count_left, size_left
+
+    @property
+    def _window(self) -> tuple[int, int]:
+        """Where the client takes less than twice the window: half of that. What waits may not fill its queue."""
+        return min(WINDOW, self._queue[0] // 2), min(_WINDOW_BYTES, self._queue[1] // 2)
+
+    def _waiting(self, count: int, size: int) -> tuple[int, int]:
+        """Of so many records and bytes that were handed over: those of which nothing comes before their topic takes
+        records again, or their partition."""
+        held, held_bytes = self.delivery.waiting
+        return min(count, self._stuck.records + held), min(size, self._stuck.bytes + held_bytes)
 
     def _group_to_wait_with(self, fields: Fields) -> Group | None:
         return fields[0] if fields[0] in self.delivery.blocked else self._stuck.group_of(fields)
@@ -181,7 +209,11 @@ class Sender:
     def _look_for_stuck(self, now: float) -> None:
         if self._stuck.due(now):
             open_ = [] if self.delivery.unreachable else [drain.open.values() for drain in self.drains]
-            self._stuck.look(now, open_, self.delivery.blocked)
+            count = sum(len(drain.open) for drain in self.drains)
+            waiting, waiting_bytes = self._waiting(count, sum(drain.open_bytes for drain in self.drains))
+            most, most_bytes = self._window
+            crowd = _share(most, waiting) // 2, _share(most_bytes, waiting_bytes) // 2
+            self._stuck.look(now, open_, self.delivery.blocked, crowd)
 
     def _count_partitions(self, topic: str) -> int:
         with contextlib.suppress(KafkaException, KeyError):
@@ -261,14 +293,17 @@ class Sender:
                 self._adopt()
             elif not self.own.journal.count:  # nothing was sent yet by which it would have become known
                 self._ask_by(None)
-        if now - self._aged_at > _AGE_SECONDS:
+        pending = self.pending
+        if not pending:
+            self.oldest_at = None  # else the age of the last backlog would be told for the next record
+        if now - self._aged_at > _AGE_SECONDS or (pending and self.oldest_at is None):
             self._aged_at = now
             self._look_at_age()
 
     def _adopt(self) -> None:
         lane_identity = self.own.lane.identity
         ours = Identity(lane_identity.spool, lane_identity.bootstrap, self._cluster)
-        found = orphans(self._spool, ours)
+        found = orphans(self._spool, ours, self.unusable)
         while len(self.drains) < _LANES and (lane := next(found, None)) is not None:
             if lane.journal.count:
                 emit(Event.LANE_ADOPTED, lane=str(lane.folder), records=lane.journal.count, bytes=lane.journal.bytes)
@@ -281,12 +316,10 @@ class Sender:
         drain.lane.close()
 
     def _look_at_age(self) -> None:
-        first = self._oldest()
-        self.oldest_at = None if first is None else first[1]
-        if first is None:
+        self.oldest_at = at = self._oldest()
+        if at is None:
             self._too_old = False
             return
-        topic, at = first
         age = time() - at
         limit = self._spool.max_age
         if limit is not None and age > limit:
@@ -295,14 +328,29 @@ class Sender:
             self._too_old = True
         else:
             self._too_old = False
-        self.retention.look(topic, age)
+        self.retention.look(age, self._ages)
 
-    def _oldest(self) -> tuple[str, float] | None:
+    def _oldest(self) -> float | None:
         found = []
         for drain in self.drains:
             stored, _ = drain.journal.read(1, drain.journal.last_seq, 1, 1)
-            found += [(fields[0], fields[5] / 1000) for _, fields, _ in stored]
-        return min(found, key=lambda one: one[1], default=None)
+            found += [fields[5] / 1000 for _, fields, _ in stored]
+        return min(found, default=None)
+
+    def _ages(self) -> dict[str, float]:
+        """Of each topic's oldest record, in seconds, as far as a bounded look goes: what each lane has in front, what
+        is on its way (so the first of each topic that refuses), and what goes next."""
+        oldest: dict[str, int] = {}
+        for drain in self.drains:
+            journal = drain.journal
+            found = [receipt.fields() for receipt in drain.open.values()]
+            for first in (1, drain.cursor):
+                stored, _ = journal.read(first, journal.last_seq, _AGE_RECORDS, _AGE_BYTES)
+                found += [fields for _, fields, _ in stored]
+            for topic, *_, at in found:
+                oldest[topic] = min(oldest.get(topic, at), at)
+        now = time()
+        return {topic: now - at / 1000 for topic, at in oldest.items()}
 
     def _reject_blocked_for_too_long(self, now: float) -> None:
         limit = self._spool.reject_blocked_after
@@ -341,3 +389,8 @@ class Sender:
             drain.journal.mend()
             emit(Event.SPOOL_MENDED, lane=str(drain.lane.folder), records=drain.journal.count)
         return bool(damaged)
+
+
+def _share(whole: int, waiting: int) -> int:
+    """Of the window, for what flows. Never nothing: of many that wait, none may hold up the others."""
+    return max((whole - waiting) // 2, whole // 32, 1)

@@ -11,7 +11,7 @@ both after `_progressing` and `_handing_over`, of which no code here takes the o
 
 from __future__ import annotations
 
-import os
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,7 +20,15 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient
 
 from safekafka.client import ClusterWatch
-from safekafka.errors import DeliveryError, DeliveryFailed, DeliveryUnknown, SafeKafkaError, SpoolFullError
+from safekafka.errors import (
+    DeliveryError,
+    DeliveryFailed,
+    DeliveryUnknown,
+    SafeKafkaError,
+    SpoolCorruptError,
+    SpoolFullError,
+    SpoolUnusableError,
+)
 from safekafka.observe import Event, emit
 from safekafka.producer.direct import _STRAIGHT, NOT_BELIEVED, DirectDelivery, DirectReceipt, _new
 from safekafka.producer.health import ProducerStats
@@ -32,8 +40,8 @@ from safekafka.spool.codec import encode
 from safekafka.spool.config import Spool
 from safekafka.spool.drain import LaneDrain
 from safekafka.spool.inspect import rejected_in
-from safekafka.spool.journal import RejectedRecord
-from safekafka.spool.lane import Identity, own_lane
+from safekafka.spool.journal import Loss, RejectedRecord
+from safekafka.spool.lane import Identity, Unusable, own_lane, tell_loss
 from safekafka.spool.sender import WINDOW, Sender
 from safekafka.spool.writer import Writer
 from safekafka.verdict import refusal_of
@@ -102,6 +110,7 @@ class SpooledDelivery(DirectDelivery):
         *,
         bootstrap: str,
         partitioner: str,
+        queue: tuple[int, int],
         one_at_a_time: bool,
         make_admin: Callable[[], AdminClient],
         max_block: float,
@@ -126,8 +135,9 @@ class SpooledDelivery(DirectDelivery):
         self.record_ids = spool.record_ids
         self._spool = spool
         self._where = str(spool.folder)
-        lane = own_lane(spool, Identity(spool.name, normal_bootstrap(bootstrap), None))
-        self._sender = Sender(self, spool, lane, partitioner)
+        unusable = Unusable()
+        lane = own_lane(spool, Identity(spool.name, normal_bootstrap(bootstrap), None), unusable)
+        self._sender = Sender(self, spool, lane, partitioner, queue, unusable)
         self._own = self._sender.own
         self._journal = lane.journal
         self._writer: Writer[SpooledReceipt] = Writer(
@@ -141,6 +151,7 @@ class SpooledDelivery(DirectDelivery):
         self._flushed_at = 0.0
         self._sent_at = 0.0  # of the last record handed over
         self._journals_closed = False
+        self._rejected = 0
         if lane.journal.count:
             emit(
                 Event.SPOOL_RECOVERED,
@@ -223,11 +234,18 @@ class SpooledDelivery(DirectDelivery):
                 pending=pending,
                 held=max(0, pending - sum(len(drain.open) for drain in drains)),
                 bytes=sum(drain.journal.bytes for drain in drains),
-                rejected=0 if self._ended else sum(drain.journal.rejected_count() for drain in drains),
+                rejected=self._count_rejected(),
                 lanes=len(drains),
                 oldest_pending_seconds=None if oldest_at is None or not pending else max(0.0, time.time() - oldest_at),
             )
         )
+
+    def _count_rejected(self) -> int:
+        """As last known, where the disk refuses or the journals are closed: a figure for a dashboard raises nothing."""
+        with contextlib.suppress(SpoolUnusableError, SpoolCorruptError):
+            if not self._journals_closed:
+                self._rejected = sum(drain.journal.rejected_count() for drain in list(self._sender.drains))
+        return self._rejected
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -235,6 +253,12 @@ class SpooledDelivery(DirectDelivery):
             found.append(f"the spool {str(self._spool.folder)!r} is full")
         if self._sender.failing:
             found.append(f"the disk of the spool {str(self._spool.folder)!r} refuses")
+        found += self._sender.unusable.problems
+        if not self._ended:
+            try:
+                self._journal.free_bytes()
+            except SpoolUnusableError as error:
+                found.append(str(error))
         return found
 
     def rejected(self) -> list[RejectedRecord]:
@@ -293,9 +317,8 @@ class SpooledDelivery(DirectDelivery):
     def _has_room(self) -> bool:
         now = time.monotonic()
         if now - self._free_looked_at > _FREE_LOOK_SECONDS:
-            self._free_looked_at = now
-            disk = os.statvfs(self._journal.path.parent)
-            self._disk_has_room = disk.f_bavail * disk.f_frsize >= self._spool.min_free_bytes
+            self._disk_has_room = self._journal.free_bytes() >= self._spool.min_free_bytes
+            self._free_looked_at = now  # last: where the file is gone the next call is told as well
         return self._disk_has_room and self._journal.bytes < self._spool.max_bytes
 
     def _what_is_full(self) -> str:
@@ -325,7 +348,11 @@ class SpooledDelivery(DirectDelivery):
 
     def restored(self, drain: LaneDrain, seq: int, fields: Fields, size: int) -> SpooledReceipt:
         """The receipt of a record that only the disk knew."""
-        receipt = SpooledReceipt(self, fields)
+        receipt = _new(SpooledReceipt)  # not by __init__: a call for each record of a backlog
+        receipt._owner = self
+        receipt._fields = fields
+        receipt._outcome = receipt._callbacks = None
+        receipt._sent_at = 0.0
         receipt._drain, receipt._seq, receipt._size = drain, seq, size
         return receipt
 
@@ -389,7 +416,9 @@ class SpooledDelivery(DirectDelivery):
                 self._bell.acquire(timeout=min(seconds, _IDLE_SECONDS))
             self._parked = False
             seconds = 0.0
-        super()._take_reports(min(seconds, _POLL_SECONDS) if self._gate is not None else seconds)
+        if self._gate is not None and not self._sender.full:
+            seconds = min(seconds, _POLL_SECONDS)
+        super()._take_reports(seconds)
 
     def _end(self, failures: Iterable[tuple[DirectReceipt, DeliveryError]]) -> None:
         """What Kafka can never take goes to `rejected` first; its receipt is told when it is there."""
@@ -408,17 +437,25 @@ class SpooledDelivery(DirectDelivery):
     def _work(self) -> None:
         super()._work()
         self._sender.settle(time.monotonic())
-        if len(self):
+        lost = 0
+        try:
+            self._journal.free_bytes()
+        except SpoolUnusableError as error:
+            lost = self._journal.count
+            if lost:
+                tell_loss(self._journal.path.parent, Loss(str(error), lost, None))
+        if len(self) > lost:
             emit(
                 Event.SPOOL_LEFT,
                 spool=str(self._spool.folder),
-                records=len(self),
+                records=len(self) - lost,
                 remedy="they are sent by the next start of a producer with this spool",
             )
 
     def _settle(self) -> None:
         try:
             if not self._journals_closed:
+                self._count_rejected()
                 self._journals_closed = True
                 self._writer.end(self._sender.close)
         finally:  # though the disk refuses

@@ -17,31 +17,34 @@ from typing import Annotated
 
 import typer
 
+from safekafka.cli.settings import settings_from
+from safekafka.cli.shown import (
+    WRONG,
+    counted,
+    length_of,
+    note,
+    one_line,
+    shown_json,
+    size_of,
+    tell_json,
+    tell_table,
+    time_of,
+)
 from safekafka.cli.spool.changes import change, choose
-from safekafka.cli.spool.drain import Drain, settings_from
+from safekafka.cli.spool.drain import Drain
 from safekafka.cli.spool.looks import export_to, found_in, lanes_of, look_at, new_file
 from safekafka.cli.spool.shown import (
     COUNTED,
     IN_USE,
-    WRONG,
-    counted,
-    length_of,
     list_row,
-    note,
     note_unreadable,
     number_of,
-    one_line,
     partition_of,
     payload_json,
     record_json,
-    shown_json,
-    size_of,
     status_json,
     status_row,
-    tell_json,
     tell_record,
-    tell_table,
-    time_of,
 )
 from safekafka.errors import SafeKafkaError, SpoolLockedError
 
@@ -227,7 +230,7 @@ def export(
 
 
 @app.command()
-def requeue(path: _Path, seqs: _Seqs = None, every: _All = False, lane: _Lane = None) -> None:
+def requeue(path: _Path, seqs: _Seqs = None, every: _All = False, lane: _Lane = None, as_json: _Json = False) -> None:
     """Put rejected records at the end of the line again, after what they were rejected for is mended.
 
     They get new sequence numbers. Exit status: 0; 1 when one of them is not there (nothing is changed then), 3 when a
@@ -236,7 +239,7 @@ def requeue(path: _Path, seqs: _Seqs = None, every: _All = False, lane: _Lane = 
     with _one_line_errors():
         chosen = choose(path, seqs or [], every, lane)
         requeued = change(chosen, lambda journal, some: journal.requeue(some))
-        typer.echo(f"{counted(requeued, 'record')} requeued.")
+        _tell_changed("requeued", requeued, as_json)
         if requeued:
             note("The next start of their program sends them, and so does safekafka spool drain.")
 
@@ -248,6 +251,7 @@ def discard(
     every: _All = False,
     lane: _Lane = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: _Json = False,
 ) -> None:
     """Forget rejected records for good. They can be exported before.
 
@@ -262,7 +266,7 @@ def discard(
                 f"Forget {counted(sum(map(len, chosen.values())), 'rejected record')} for good?", abort=True, err=True
             )
         discarded = change(chosen, lambda journal, some: journal.discard(some))
-        typer.echo(f"{counted(discarded, 'record')} discarded.")
+        _tell_changed("discarded", discarded, as_json)
 
 
 @app.command()
@@ -295,6 +299,13 @@ def drain(
     with _one_line_errors():
         settings = settings_from(config, bootstrap)
         raise typer.Exit(Drain(path, settings, timeout).run(as_json))
+
+
+def _tell_changed(what: str, records: int, as_json: bool) -> None:
+    if as_json:
+        tell_json({what: records})
+    else:
+        typer.echo(f"{counted(records, 'record')} {what}.")
 
 
 @contextlib.contextmanager

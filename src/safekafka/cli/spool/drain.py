@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from safekafka.cli.progress import progress_bar
+from safekafka.cli.shown import WRONG, counted, note, one_line, tell_json
 from safekafka.cli.spool.looks import Look, look_at
-from safekafka.cli.spool.shown import IN_USE, WRONG, counted, note, note_unreadable, of_cluster, one_line, tell_json
+from safekafka.cli.spool.shown import IN_USE, note_unreadable, of_cluster
 from safekafka.errors import SafeKafkaError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Drain:
 
     def _send(self, records: int) -> None:
         try:
-            with _progress(records) as show:
+            with progress_bar() as show:
                 while self._waiting and time.monotonic() < self._end:
                     for whose in list(self._waiting):
                         try:
@@ -126,11 +126,12 @@ class Drain:
                         except (SafeKafkaError, ValueError) as error:
                             self._why.append(one_line(str(error)))
                             del self._waiting[whose]
-                    show(self._sent + sum(producer.stats().delivered for producer in self._producers.values()))
+                    delivered = sum(producer.stats().delivered for producer in self._producers.values())
+                    show(self._sent + delivered, records)
                     time.sleep(_ROUND_SECONDS if self._waiting else 0)
         finally:
             for producer in self._producers.values():
-                self._why += [problem for problem in producer.health().problems if problem not in self._why]
+                self._note_problems(producer)
                 with contextlib.suppress(SafeKafkaError):  # what ended it was told
                     self._close(producer)
 
@@ -140,6 +141,7 @@ class Drain:
             producer.flush(0)  # raises what ended it
             if len(producer):
                 return
+            self._note_problems(producer)  # lanes that it could not open
             self._close(self._producers.pop(whose))
         lanes = {
             look.lane.folder
@@ -152,6 +154,9 @@ class Drain:
             return
         self._waiting[whose] = lanes
         self._producers[whose] = self._producer(*whose)
+
+    def _note_problems(self, producer: SafeProducer) -> None:
+        self._why += [problem for problem in producer.health().problems if problem not in self._why]
 
     def _close(self, producer: SafeProducer) -> None:
         try:
@@ -224,36 +229,3 @@ class Drain:
             "rejected": sum(max(0, lane.rejected - were[lane.folder].rejected) for lane in now),
             "damaged": sum(max(0, lane.damaged - were[lane.folder].damaged) for lane in now),
         }
-
-
-@contextlib.contextmanager
-def _progress(records: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere. What is yielded takes the number of records that were sent."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal or console.is_dumb_terminal:
-        yield lambda sent: None
-        return
-    rate, time_left = TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
-    with Progress(BarColumn(), MofNCompleteColumn(), rate, time_left, console=console) as progress:
-        task = progress.add_task("", total=records, rate="")
-
-        def show(sent: int) -> None:
-            speed = progress.tasks[task].speed
-            progress.update(task, completed=sent, rate="" if speed is None else f"{speed:,.0f}/s")
-
-        yield show
-
-
-def settings_from(config: Path | None, bootstrap: str | None) -> dict[str, Any]:
-    settings: Any = {}
-    if config is not None:
-        try:
-            settings = json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise typer.BadParameter(f"--config {config}: not JSON: {error}") from error
-        if not isinstance(settings, dict) or not isinstance(settings.get("bootstrap.servers", ""), str):
-            raise typer.BadParameter(f"--config {config}: give a JSON object of settings.")
-    return settings if bootstrap is None else {**settings, "bootstrap.servers": bootstrap}

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from safekafka.cli.spool.shown import as_base64, note, number_of, payload_json, record_json
+from safekafka.cli.shown import as_base64, note
+from safekafka.cli.spool.shown import number_of, payload_json, record_json
 from safekafka.errors import SafeKafkaError
 
 if TYPE_CHECKING:
@@ -33,11 +34,12 @@ def _look(folder: Path) -> Look:
     from safekafka.spool.inspect import LaneStatus, LaneView, owner
     from safekafka.spool.lane import identity_of
 
-    who = owner(folder)
+    who = None
     try:
+        who = owner(folder)
         with LaneView(folder) as view:
             return Look(view.status(who), None)
-    except (SafeKafkaError, sqlite3.Error) as error:
+    except (SafeKafkaError, sqlite3.Error, OSError) as error:
         lane_id, whose = identity_of(folder) or (None, None)
         spool, bootstrap, cluster = whose or (None, None, None)
         evidence = tuple(sorted(folder.glob("damaged-*")))
