@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 _BLOCK = re.compile(r"(?:<!-- prints: (?P<prints>.*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL)
 _SECONDS = 100.0
+_GOES_ON_SECONDS = 3.0  # who has not ended by then goes on; on a busy machine an end takes its time
 
 
 class Block(NamedTuple):
@@ -90,8 +91,11 @@ def run(command: list[str], folder: Path, prints: str, stdin: str = "", **enviro
             output += line
             if prints and prints in output and not interrupted:
                 interrupted = True
-                threading.Timer(1.0, process.send_signal, (signal.SIGINT,)).start()
-        return Ended(process.wait(), output)
+                threading.Timer(_GOES_ON_SECONDS, process.send_signal, (signal.SIGINT,)).start()
+        status = process.wait()
+        # Who dies of it without a traceback was ending by himself: Python has put its own handler away by then.
+        ended_before = status == -signal.SIGINT and interrupted and "Traceback" not in output
+        return Ended(0 if ended_before else status, output)
     finally:
         too_long.cancel()
         process.kill()

@@ -10,16 +10,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safekafka.consumer import Reject, Retry, SafeConsumer
+    from safekafka.consumer import ConsumerStats, Reject, Retry, RetryLater, SafeConsumer, current
+    from safekafka.deadletter.config import DeadLetter
     from safekafka.errors import (
         BufferFullError,
         ClosedError,
+        ConsumerAuthorizationError,
+        ConsumerFencedError,
         DeadLetterFailed,
         DeliveryFailed,
         DeliveryUnknown,
         HandlerFailed,
         InvalidRecordError,
         ProducerFatalError,
+        RecordsExpired,
         SafeKafkaError,
         SettingProblem,
         SpoolCorruptError,
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
         SpoolLockedError,
         SpoolUnusableError,
         UndeliveredError,
+        UnreadableRecordError,
         UnsafeConfigError,
     )
     from safekafka.producer.health import Health, ProducerStats
@@ -38,6 +43,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BufferFullError",
     "ClosedError",
+    "ConsumerAuthorizationError",
+    "ConsumerFencedError",
+    "ConsumerStats",
+    "DeadLetter",
     "DeadLetterFailed",
     "Delivery",
     "DeliveryFailed",
@@ -49,8 +58,10 @@ __all__ = [
     "ProducerStats",
     "Receipt",
     "Record",
+    "RecordsExpired",
     "Reject",
     "Retry",
+    "RetryLater",
     "SafeConsumer",
     "SafeKafkaError",
     "SafeProducer",
@@ -61,24 +72,33 @@ __all__ = [
     "SpoolLockedError",
     "SpoolUnusableError",
     "UndeliveredError",
+    "UnreadableRecordError",
     "UnsafeConfigError",
+    "current",
 ]
 
 _MODULES = {
     "safekafka.consumer": (
+        "ConsumerStats",
         "Reject",
         "Retry",
+        "RetryLater",
         "SafeConsumer",
+        "current",
     ),
+    "safekafka.deadletter.config": ("DeadLetter",),
     "safekafka.errors": (
         "BufferFullError",
         "ClosedError",
+        "ConsumerAuthorizationError",
+        "ConsumerFencedError",
         "DeadLetterFailed",
         "DeliveryFailed",
         "DeliveryUnknown",
         "HandlerFailed",
         "InvalidRecordError",
         "ProducerFatalError",
+        "RecordsExpired",
         "SafeKafkaError",
         "SettingProblem",
         "SpoolCorruptError",
@@ -86,6 +106,7 @@ _MODULES = {
         "SpoolLockedError",
         "SpoolUnusableError",
         "UndeliveredError",
+        "UnreadableRecordError",
         "UnsafeConfigError",
     ),
     "safekafka.producer.health": ("Health", "ProducerStats"),

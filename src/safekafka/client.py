@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from safekafka.errors import SettingProblem, UnsafeConfigError
+from safekafka.errors import SafeKafkaError, SettingProblem, UnsafeConfigError
 from safekafka.observe import Event, emit
 from safekafka.settings import Config, shown
 
@@ -72,10 +72,13 @@ os.register_at_fork(before=_let_clients_settle, after_in_child=_keep_parents_cli
 class _Sink:
     """The logger given to the client. One that raises would end the thread that polls."""
 
-    def __init__(self, logger: Any) -> None:
+    def __init__(self, logger: Any, heard: Callable[[str], None] | None = None) -> None:
         self._logger = logger
+        self._heard = heard
 
     def log(self, *args: Any, **fields: Any) -> None:
+        if self._heard is not None and args:
+            self._heard(str(args[-1]))
         with contextlib.suppress(Exception):
             self._logger.log(*args, **fields)
 
@@ -91,6 +94,12 @@ class ClusterWatch:
         self._then = then
         self._unreachable_since: float | None = None
         self._authentication_failed = False
+        self.heartbeat_timed_out_at = 0.0  # the last of `group.protocol=consumer` that did (monotonic); 0: none
+
+    def on_log(self, line: str) -> None:
+        """The client tells of this in its log only, at the level of a notice."""
+        if "Timed out ConsumerGroupHeartbeatRequest in flight" in line:
+            self.heartbeat_timed_out_at = time.monotonic()
 
     @property
     def unreachable_since(self) -> float:
@@ -160,7 +169,8 @@ def call_isolated(name: str, callback: Callable[..., Any], *args: Any) -> None:
     try:
         callback(*args)
     except BaseException as error:  # noqa: BLE001 - the client would swallow it, or lose messages by it
-        emit(Event.CALLBACK_FAILED, callback=name, error=type(error).__qualname__)
+        ours = {"detail": str(error)} if isinstance(error, SafeKafkaError) else {}  # others' texts may hold values
+        emit(Event.CALLBACK_FAILED, callback=name, error=type(error).__qualname__, **ours)
 
 
 def let_go(clients: list[Producer]) -> None:
@@ -186,7 +196,7 @@ def build_client(
     for name in _ISOLATED_CALLBACKS:
         if callable(complete.get(name)):
             complete[name] = isolated(complete[name], name)
-    complete["logger"] = _Sink(complete.get("logger", _bridge))
+    complete["logger"] = _Sink(complete.get("logger", _bridge), watch.on_log)
     if problems:
         raise UnsafeConfigError([*problems, *_refused_by_client(kind, settings)])
     try:

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 __all__ = [
     "BufferFullError",
     "ClosedError",
+    "ConsumerAuthorizationError",
+    "ConsumerFencedError",
     "DeadLetterFailed",
     "DeliveryFailed",
     "DeliveryUnknown",
     "HandlerFailed",
     "InvalidRecordError",
     "ProducerFatalError",
+    "RecordsExpired",
     "SafeKafkaError",
     "SettingProblem",
     "SpoolCorruptError",
@@ -32,6 +35,7 @@ __all__ = [
     "SpoolLockedError",
     "SpoolUnusableError",
     "UndeliveredError",
+    "UnreadableRecordError",
     "UnsafeConfigError",
 ]
 
@@ -141,7 +145,7 @@ class SpoolFullError(SafeKafkaError, BufferError):
 
 
 class SpoolLockedError(SafeKafkaError):
-    """Another process uses this spool."""
+    """A living process has the lane. Raised by the command line: a producer takes another lane instead."""
 
 
 class SpoolCorruptError(SafeKafkaError):
@@ -170,3 +174,40 @@ class HandlerFailed(SafeKafkaError):  # noqa: N818
 class DeadLetterFailed(SafeKafkaError):  # noqa: N818
     """A message could not be handled, nor written to the dead letter topic. Its offset was not committed: it comes
     again."""
+
+
+class RecordsExpired(SafeKafkaError):  # noqa: N818
+    """Records were deleted by retention before the group came to them, and the consumer was to stop for that. Nothing
+    past them was committed.
+
+    `gaps`: (topic, partition, from_offset, to_offset) of each partition concerned; the records from the one offset to
+    before the other are gone.
+    """
+
+    def __init__(self, gaps: Sequence[tuple[str, int, int, int]]) -> None:
+        self.gaps = tuple(gaps)
+        shown = ", ".join(f"{topic}[{partition}] {low} to {high - 1}" for topic, partition, low, high in self.gaps)
+        super().__init__(
+            f"records expired before they were handled: {shown}. Nothing past them was committed. "
+            "Remedy: find out what they were; then start with on_records_expired='continue', or set the offsets of the "
+            "group to the start of the log (kafka-consumer-groups --reset-offsets --to-earliest)."
+        )
+
+
+class ConsumerFencedError(SafeKafkaError):
+    """Another member of the group uses the same `group.instance.id`. Nothing unhandled was committed."""
+
+
+class ConsumerAuthorizationError(SafeKafkaError, PermissionError):
+    """No right to read the topic, or to be in the group. Nothing unhandled was committed."""
+
+
+class UnreadableRecordError(SafeKafkaError):
+    """What is in the log at an offset can't be read: damaged, too large to fetch, or of an unknown format. Nothing from
+    there on was handled or committed. `topic`, `partition`, `offset` are where, as far as the client told."""
+
+    def __init__(self, message: str, topic: str | None, partition: int | None, offset: int | None) -> None:
+        super().__init__(message)
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset

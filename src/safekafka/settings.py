@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from safekafka.errors import SettingProblem
 
@@ -120,6 +120,17 @@ _PRODUCER_RULES = {
     ),
 }
 
+# Of auto.offset.reset: librdkafka has several names for each.
+_START_POLICIES: Mapping[str, Literal["earliest", "latest", "error"]] = {
+    "smallest": "earliest",
+    "earliest": "earliest",
+    "beginning": "earliest",
+    "largest": "latest",
+    "latest": "latest",
+    "end": "latest",
+    "error": "error",
+}
+
 _CONSUMER_RULES = {
     "enable.auto.commit": _Rule(
         _is_false,
@@ -132,9 +143,9 @@ _CONSUMER_RULES = {
         "leave it out; offsets are tracked per handled message.",
     ),
     "auto.offset.reset": _Rule(
-        lambda value: str(value).strip().lower() in ("earliest", "smallest", "beginning", "error"),
-        "a group that starts, or falls off the log, at its end skips every message before it unseen.",
-        "leave it out (earliest), or set error to stop instead.",
+        lambda value: str(value).strip().lower() in _START_POLICIES,
+        "it is none of the ways to start that the client knows.",
+        "leave it out (earliest), or set latest or error.",
     ),
     "check.crcs": _Rule(
         _is_true,
@@ -154,7 +165,12 @@ _PRODUCER_SET = {
 }
 _PRODUCER_DEFAULTS = {"queue.buffering.max.messages": 500_000}
 _CONSUMER_SET = {"enable.auto.commit": False, "enable.auto.offset.store": False, "check.crcs": True}
-_CONSUMER_DEFAULTS = {"auto.offset.reset": "earliest", "allow.auto.create.topics": False}
+_CONSUMER_DEFAULTS = {
+    "auto.offset.reset": "earliest",
+    "allow.auto.create.topics": False,
+    # When enough is fetched ahead, the client looks again after so long; by its own 1000 a fast consumer stands still.
+    "fetch.queue.backoff.ms": 50,
+}
 
 # Connection and security only, for a client of another kind: other settings mean nothing to it, or something else.
 _CONNECTION = (
@@ -172,7 +188,10 @@ _CONNECTION = (
     "ssl.",
 )
 
-DEFAULT_MAX_POLL_INTERVAL_MS = 300_000  # librdkafka's max.poll.interval.ms
+_POLL_INTERVAL = "max.poll.interval.ms"
+DEFAULT_MAX_POLL_INTERVAL_MS = 300_000  # librdkafka's
+FETCHED_AHEAD = "queued.max.messages.kbytes"
+FETCHED_AHEAD_KB = 65_536  # librdkafka's
 
 
 def message_max_bytes(settings: Mapping[str, Any]) -> int:
@@ -225,11 +244,11 @@ def max_in_flight(settings: Mapping[str, Any]) -> int | None:
 def consumer_settings(config: Mapping[str, Any], drain_timeout: float) -> tuple[Config, list[SettingProblem]]:
     """The settings for the raw consumer, and every problem found. `drain_timeout` is in seconds."""
     settings, problems = _judge(config, _CONSUMER_RULES, required=("bootstrap.servers", "group.id"))
-    interval_ms = _as_int(settings.get("max.poll.interval.ms", DEFAULT_MAX_POLL_INTERVAL_MS))
+    interval_ms = _as_int(settings.get(_POLL_INTERVAL, DEFAULT_MAX_POLL_INTERVAL_MS))
     if interval_ms is not None and drain_timeout * 1000 >= interval_ms:
         problems.append(
             SettingProblem(
-                "max.poll.interval.ms",
+                _POLL_INTERVAL,
                 interval_ms,
                 f"a drain of drain_timeout={drain_timeout} s would outlast it, and the broker would take the "
                 f"partitions away.",
@@ -239,11 +258,28 @@ def consumer_settings(config: Mapping[str, Any], drain_timeout: float) -> tuple[
     return {**_CONSUMER_DEFAULTS, **settings, **_CONSUMER_SET}, problems
 
 
+def poll_interval(settings: Mapping[str, Any]) -> float:
+    """How many seconds a consumer may go without a poll before it leaves its group."""
+    return (_as_int(settings.get(_POLL_INTERVAL)) or DEFAULT_MAX_POLL_INTERVAL_MS) / 1000
+
+
+def start_policy(settings: Mapping[str, Any]) -> Literal["earliest", "latest", "error"]:
+    """`auto.offset.reset` under its first name."""
+    return _START_POLICIES[str(settings["auto.offset.reset"]).strip().lower()]
+
+
 def positive(**numbers: Any) -> None:
     """Raise `ValueError` naming the argument that is not a finite number above 0."""
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise ValueError(f"{name}={value!r}: give a number greater than 0")
+
+
+def whole(**numbers: Any) -> None:
+    """Raise `ValueError` naming the argument that is not a whole number above 0."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: give a whole number greater than 0")
 
 
 def shown(setting: str, value: Any) -> Any:

@@ -8,14 +8,13 @@ import time
 from typing import Any
 
 import pytest
-from confluent_kafka import Message, Producer
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from safekafka import SafeConsumer
 from safekafka.testing import KafkaCluster
+from tests.processes import wait_until
 
-
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize(
+PROTOCOLS = pytest.mark.parametrize(
     "protocol",
     [
         {"partition.assignment.strategy": "range"},
@@ -24,6 +23,10 @@ from safekafka.testing import KafkaCluster
     ],
     ids=["range", "cooperative-sticky", "kip-848"],
 )
+
+
+@PROTOCOLS
+@pytest.mark.timeout(240)
 def test_C3_partitions_that_move_in_order_lose_nothing_and_repeat_nothing(
     kafka_cluster: KafkaCluster, topic: str, protocol: dict[str, Any]
 ) -> None:
@@ -65,3 +68,44 @@ def test_C3_partitions_that_move_in_order_lose_nothing_and_repeat_nothing(
         for thread in threads:
             thread.join(60)
     assert len(seen) == 3_000
+
+
+@PROTOCOLS
+@pytest.mark.timeout(240)
+def test_B_C15_B_C16_a_loop_that_was_away_too_long_moves_no_offset_of_those_who_handled_its_messages(
+    kafka_cluster: KafkaCluster, topic: str, protocol: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The group has no member when it comes back, and takes a commit of anybody."""
+    servers = kafka_cluster.bootstrap_servers
+    producer = Producer({"bootstrap.servers": servers, "acks": "all"})
+    for number in range(30):
+        producer.produce(topic, str(number), partition=number % 3)
+    assert producer.flush(60) == 0
+    session = {} if "group.protocol" in protocol else {"session.timeout.ms": 3_000}
+    for ends_by in ("poll", "close"):
+        config = {"bootstrap.servers": servers, "group.id": f"{topic}-{ends_by}", **protocol}
+        watcher = Consumer(config)
+
+        def committed(watcher: Consumer = watcher) -> list[int]:
+            found = watcher.committed([TopicPartition(topic, number) for number in range(3)], timeout=30)
+            return [max(0, one.offset) for one in found]
+
+        away = {**config, **session, "max.poll.interval.ms": 3_000}
+        with SafeConsumer(away, [topic], commit_interval=60, drain_timeout=1.0) as consumer:
+            messages: list[Message] = []
+            wait_until(lambda: len(messages.__iadd__(consumer.consume(30, 0.2))) == 30, 60, "all messages")
+            assert all(consumer.done(message) for message in messages if message.offset() == 0)
+            other = SafeConsumer(config, [topic], commit_interval=0.2)
+            thread = threading.Thread(target=other.run, args=(lambda _: None,))
+            thread.start()
+            wait_until(lambda: committed() == [10, 10, 10], 60, lambda: f"the other member's commit: {committed()}")
+            other.close()
+            thread.join(60)
+            if ends_by == "poll":
+                back = lambda: "partitions_lost" in caplog.text and len(consumer.assignment()) == 3  # noqa: E731
+                wait_until(lambda: (consumer.poll(0.2), back())[1], 60, "the partitions to come back")
+                assert not consumer.done(messages[-1])
+                consumer.poll(1.0)
+            assert committed() == [10, 10, 10]
+        assert committed() == [10, 10, 10]
+        watcher.close()

@@ -17,7 +17,17 @@ import pytest
 import tenacity
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
-from safekafka import ClosedError, DeadLetterFailed, HandlerFailed, Reject, Retry, SafeConsumer, SafeKafkaError
+from safekafka import (
+    ClosedError,
+    DeadLetter,
+    DeadLetterFailed,
+    HandlerFailed,
+    Reject,
+    Retry,
+    SafeConsumer,
+    SafeKafkaError,
+)
+from safekafka.consumer.threads import ThreadPool
 from safekafka.deadletter.headers import PREFIX
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import read_log
@@ -36,13 +46,15 @@ def cluster(kafka_mock: MockCluster, caplog: pytest.LogCaptureFixture) -> MockCl
     return kafka_mock
 
 
-def fill(cluster: MockCluster, count: int, partition: int | None = None, start: int = 0) -> None:
+def fill(
+    cluster: MockCluster, count: int, partition: int | None = None, start: int = 0, value: bytes | None = None
+) -> None:
     """Written by the raw client: what is under test is the consumer."""
     producer = Producer({"bootstrap.servers": cluster.bootstrap_servers, "acks": "all", "enable.idempotence": True})
     for n in range(start, start + count):
         producer.produce(
             TOPIC,
-            str(n),
+            str(n) if value is None else value,
             str(n % 5),
             partition=n % 3 if partition is None else partition,
             headers=[("n", str(n).encode())],
@@ -207,8 +219,7 @@ def test_B_D03_a_dead_letter_that_cannot_be_written_stops_the_consumer_and_commi
     cluster: MockCluster,
 ) -> None:
     fill(cluster, 3, partition=0)
-    consumer = consumer_of(cluster, dead_letter="no.such.topic")
-    consumer._dead_letters._producer._way._delivery_timeout = 1.0  # type: ignore[union-attr]
+    consumer = consumer_of(cluster, dead_letter=DeadLetter("no.such.topic", write_timeout=1.0))
 
     def fail(_: Message) -> None:
         raise ValueError("always")
@@ -301,12 +312,27 @@ def test_C7_what_is_held_in_memory_is_bounded_whatever_the_handler_does(cluster:
 
     def slow(_: Message) -> None:
         nonlocal most
-        most = max(most, consumer._in_flight)
+        most = max(most, consumer.stats().in_flight)
         time.sleep(0.002)
 
     handled = run(consumer, Handled(200, slow))
     assert len(set(handled.seen)) == 200
     assert most <= 21
+
+
+def test_C7_large_messages_are_bounded_by_their_bytes(cluster: MockCluster) -> None:
+    fill(cluster, 60, partition=0, value=bytes(50_000))
+    consumer = consumer_of(cluster, max_in_flight_bytes=200_000)
+    most = 0
+
+    def slow(_: Message) -> None:
+        nonlocal most
+        most = max(most, *(lanes.progress.bytes for lanes in consumer._session._partitions.values()))
+        time.sleep(0.005)
+
+    handled = run(consumer, Handled(60, slow))
+    assert handled.seen == [(0, offset) for offset in range(60)]
+    assert 100_000 <= most <= 250_000
 
 
 @pytest.mark.timeout(180)
@@ -316,38 +342,41 @@ def test_B_C13_a_consumer_paused_for_back_pressure_goes_on_after_a_rebalance(clu
     consumer = consumer_of(cluster, config, max_in_flight=20, drain_timeout=1.0)
     gate = threading.Event()
     seen: set[tuple[int | None, int | None]] = set()
+    most = 0
 
     def handle(message: Message) -> None:
-        gate.wait(0.05)
+        nonlocal most
+        most = max(most, consumer.stats().in_flight)
+        gate.wait(1.5)  # longer than the consumer goes without polling before it pauses
         seen.add((message.partition(), message.offset()))
 
     thread = threading.Thread(target=consumer.run, args=(handle,))
     thread.start()
-    wait_until(lambda: consumer._paused, 30, "the pause")
+    wait_until(lambda: consumer._session._paused, 30, "the pause")
     other = consumer_of(cluster, config)
     joined = threading.Thread(target=other.run, args=(handle,))
     joined.start()
-    wait_until(lambda: bool(other._partitions), 60, "the other member's partitions")
+    wait_until(lambda: bool(other._session._partitions), 60, "the other member's partitions")
     other.close()
     joined.join(30)
     gate.set()
     wait_until(lambda: len(seen) == 300, 60, "all messages")
     consumer.close()
     thread.join(30)
+    assert most <= 21
 
 
 def test_B_C30_a_worker_that_dies_stops_the_consumer(cluster: MockCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(cluster, 3, partition=0)
-    consumer = consumer_of(cluster)
+    consumer = consumer_of(cluster, drain_timeout=1.0)
 
     def broken(*_: Any) -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    monkeypatch.setattr(consumer, "_ended", broken)
-    with pytest.raises(SafeKafkaError, match="worker thread"):
+    monkeypatch.setattr(ThreadPool, "_give_back", broken)
+    with pytest.raises(RuntimeError, match="injected"):
         consumer.run(lambda _: None)
-    assert committed(cluster)[0] == 0
+    assert not consumer.health().ok
 
 
 @pytest.mark.parametrize(
@@ -403,7 +432,7 @@ def test_C6_a_handler_that_never_returns_does_not_keep_run_from_ending(
 
 def test_C6_waiting_for_a_retry_does_not_hold_up_the_stop(cluster: MockCluster) -> None:
     fill(cluster, 1, partition=0)
-    consumer = consumer_of(cluster, retry=Retry(attempts=9, wait=tenacity.wait_fixed(3600)), dead_letter=DEAD)
+    consumer = consumer_of(cluster, retry=Retry(attempts=9, wait=tenacity.wait_fixed(600)), dead_letter=DEAD)
 
     def fail(_: Message) -> None:
         threading.Timer(0.2, consumer.stop).start()
@@ -416,11 +445,15 @@ def test_C6_waiting_for_a_retry_does_not_hold_up_the_stop(cluster: MockCluster) 
     assert read_log(cluster.bootstrap_servers, DEAD, timeout=30) == []
 
 
+@pytest.mark.parametrize(
+    "error",
+    [KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION],
+)
 def test_B_C10_a_commit_that_fails_is_made_again_and_the_consumer_lives_on(
-    cluster: MockCluster, caplog: pytest.LogCaptureFixture
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture, error: int
 ) -> None:
     fill(cluster, 10, partition=0)
-    cluster.push_request_errors(ApiKey.OffsetCommit, *[KafkaError.REBALANCE_IN_PROGRESS] * 2)
+    cluster.push_request_errors(ApiKey.OffsetCommit, *[error] * 2)
     consumer = consumer_of(cluster, commit_interval=0.2)
     thread = threading.Thread(target=consumer.run, args=(lambda _: None,))
     thread.start()
@@ -429,7 +462,8 @@ def test_B_C10_a_commit_that_fails_is_made_again_and_the_consumer_lives_on(
     assert thread.is_alive()
     consumer.close()
     thread.join(30)
-    assert "commit_failed" in caplog.text
+    if error != KafkaError.COORDINATOR_LOAD_IN_PROGRESS:  # which the client tries again by itself
+        assert "commit_failed" in caplog.text
 
 
 def test_brokers_that_cannot_be_reached_are_told_by_an_event_with_address_and_remedy(
@@ -448,6 +482,25 @@ def test_brokers_that_cannot_be_reached_are_told_by_an_event_with_address_and_re
     assert time.monotonic() - began < 20
 
 
+def test_C8_brokers_that_are_gone_are_in_health_until_they_are_back_though_no_message_comes(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(cluster, 3)
+    consumer = consumer_of(cluster, {"reconnect.backoff.max.ms": 500})
+    thread = threading.Thread(target=consumer.run, args=(lambda _: None,))
+    thread.start()
+    wait_until(lambda: consumer.stats().finished == 3, 30, lambda: f"all: {consumer.stats()}")
+    assert consumer.health().ok
+    cluster.set_broker_down()
+    wait_until(lambda: not consumer.health().ok, 30, "the outage")
+    assert cluster.bootstrap_servers in consumer.health().problems[0]
+    cluster.set_broker_up()
+    wait_until(lambda: consumer.health().ok, 30, lambda: f"{consumer.health()}")
+    assert "cluster_reachable" in caplog.text
+    consumer.close()
+    thread.join(30)
+
+
 def test_B_D06_a_dead_letter_topic_that_is_subscribed_is_refused() -> None:
     with pytest.raises(ValueError, match="also subscribed"):
         SafeConsumer({"bootstrap.servers": "127.0.0.1:1", "group.id": GROUP}, [TOPIC], dead_letter=TOPIC)
@@ -458,6 +511,8 @@ def test_B_D06_a_dead_letter_topic_that_is_subscribed_is_refused() -> None:
 def test_topics_given_as_one_string_are_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"\['orders'\]"):
         SafeConsumer({"bootstrap.servers": "127.0.0.1:1", "group.id": GROUP}, TOPIC)
+    with SafeConsumer({"bootstrap.servers": "127.0.0.1:1", "group.id": GROUP}, iter([TOPIC])) as consumer:  # type: ignore[arg-type]
+        assert consumer._topics == [TOPIC], "used up by the check"
 
 
 def test_a_consumer_runs_once(cluster: MockCluster) -> None:
@@ -473,6 +528,86 @@ def test_a_consumer_that_never_ran_can_be_closed(cluster: MockCluster) -> None:
     with consumer_of(cluster, dead_letter=DEAD) as consumer:
         pass
     consumer.close()
+
+
+@pytest.mark.parametrize("loop", ["run", "own"])
+def test_C1_callbacks_of_the_program_that_raise_lose_nothing(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture, loop: str
+) -> None:
+    """One that raises inside `consume()` would take along what is fetched by then."""
+    count = 30_000
+    fill(cluster, count)
+    called: set[str] = set()
+
+    def raises(name: str) -> Callable[..., None]:
+        def call(*_: Any) -> None:
+            called.add(name)
+            raise RuntimeError(name)
+
+        return call
+
+    config = {
+        **{name: raises(name) for name in ("stats_cb", "on_commit", "error_cb", "throttle_cb")},
+        "statistics.interval.ms": 5,
+    }
+    consumer = consumer_of(cluster, config, commit_interval=0.05, retry=QUICK if loop == "run" else None)
+    consumer.subscribe([TOPIC], on_assign=raises("on_assign"), on_revoke=raises("on_revoke"))
+    handled = Handled(count)
+    if loop == "run":
+        run(consumer, handled)
+    else:
+        end = time.monotonic() + 40
+        while len(handled.seen) < count and time.monotonic() < end:
+            for message in consumer.consume(500, 0.5):
+                handled(message)
+                consumer.done(message)
+        consumer.close()
+    assert len(handled.seen) == len(set(handled.seen)) == count
+    assert committed(cluster) == dict.fromkeys(range(3), count // 3)
+    assert called >= {"stats_cb", "on_commit", "on_assign"}
+    assert "callback_failed callback='stats_cb' error='RuntimeError'" in caplog.text
+
+
+def test_a_commit_is_made_after_so_many_messages_too(cluster: MockCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safekafka.consumer.consumer._COMMIT_RECORDS", 20)
+    fill(cluster, 30)
+    consumer = consumer_of(cluster, commit_interval=999)
+    thread = threading.Thread(target=consumer.run, args=(lambda _: None,))
+    thread.start()
+    wait_until(lambda: consumer.stats().finished == 30, 30, lambda: f"all: {consumer.stats()}")
+    fill(cluster, 30)
+    wait_until(lambda: sum(committed(cluster).values()) >= 20, 30, "a commit before the interval")
+    consumer.close()
+    thread.join(30)
+
+
+@pytest.mark.parametrize("shutdown_timeout", [2.0, 5.0])
+def test_C6_a_handler_gets_most_of_a_short_shutdown_timeout(
+    cluster: MockCluster, shutdown_timeout: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(cluster, 1, partition=0)
+    consumer = consumer_of(cluster, shutdown_timeout=shutdown_timeout)
+    stopped_at = 0.0
+
+    def handle(_: Message) -> None:
+        nonlocal stopped_at
+        consumer.stop()
+        stopped_at = time.monotonic()
+        time.sleep(shutdown_timeout / 2)  # what is under test
+
+    consumer.run(handle)
+    assert time.monotonic() - stopped_at < shutdown_timeout + 1
+    assert committed(cluster)[0] == 1
+    assert "handler_abandoned" not in caplog.text
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_C6_the_group_is_left_at_once_and_a_static_member_keeps_its_place(cluster: MockCluster, static: bool) -> None:
+    fill(cluster, 3)
+    cluster.start_request_tracking()
+    run(consumer_of(cluster, {"group.instance.id": "one"} if static else {}), Handled(3))
+    assert len(cluster.requests(ApiKey.LeaveGroup)) == (0 if static else 1)
+    assert committed(cluster) == {0: 1, 1: 1, 2: 1}
 
 
 def test_errors_that_no_waiting_mends_stop_the_consumer(cluster: MockCluster) -> None:
@@ -508,3 +643,69 @@ def test_B_C26_a_signal_stops_the_consumer_with_what_was_finished_committed(
         rest, _ = process.communicate(timeout=60)
     assert (rest, process.returncode) == ("ended\n", 0)
     assert committed(cluster)[0] == 3  # the running one was waited for; the queued ones were given up
+
+
+NEVER = {
+    "sync": "def handle(m): print('begun', flush=True); threading.Event().wait()",
+    "async": "async def handle(m): print('begun', flush=True); await asyncio.sleep(3600)",
+    "async, deaf": """
+        async def handle(m):
+            print('begun', flush=True)
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(3600)
+        """,
+    "async, blocking": "async def handle(m): print('begun', flush=True); threading.Event().wait()",
+}
+WAYS = {
+    "run": "consumer.run(handle)",
+    "run_batches": "consumer.run_batches(handle, max_wait=0.1)",
+    "arun": """
+        async def main():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, consumer.stop)
+            await consumer.arun(handle)
+        asyncio.run(main())
+        """,
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "kind", "brokers"),
+    [
+        *(("run", kind, "there") for kind in NEVER),
+        ("run_batches", "sync", "there"),
+        ("arun", "sync", "there"),
+        ("arun", "async", "there"),
+        ("run", "sync", "gone"),
+    ],
+)
+def test_C6_a_process_ends_in_time_although_a_handler_never_returns(
+    cluster: MockCluster, way: str, kind: str, brokers: str
+) -> None:
+    fill(cluster, 3, partition=0)
+    program = "\n".join(
+        [
+            "import asyncio, contextlib, signal, threading",
+            "from safekafka import SafeConsumer",
+            f"config = {{'bootstrap.servers': {cluster.bootstrap_servers!r}, 'group.id': {GROUP!r}}}",
+            f"consumer = SafeConsumer(config, [{TOPIC!r}], drain_timeout=0.5, shutdown_timeout=6)",
+            textwrap.dedent(NEVER[kind]),
+            textwrap.dedent(WAYS[way]),
+            "print('ended', flush=True)",
+        ]
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "begun\n"
+            if brokers == "gone":
+                cluster.set_broker_down()
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            rest, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (rest, process.returncode) == ("ended\n", 0)
+    assert time.monotonic() - began < 6 + 5
+    if brokers == "there":
+        assert committed(cluster)[0] == 0

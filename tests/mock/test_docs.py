@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
 
+from safekafka.deadletter.about import About
+from safekafka.deadletter.dialects import NATIVE, written
 from safekafka.observe import Event
 from safekafka.testing import MockCluster
 from tests.documentation import PAGES, ROOT, Block, after, before, blocks, run, run_pytest, run_python, run_shell
@@ -25,6 +29,7 @@ _COMMANDS = (
     re.compile(r"pip install '?safekafka(\[(?P<extras>[\w,]+)\])?'?"),
     re.compile(r"docker compose (up --wait|down)"),
     re.compile(r"safekafka spool .+"),  # run by test_spool_commands_run_...
+    re.compile(r"safekafka dlq .+"),  # run by test_dlq_commands_run_...
 )
 
 
@@ -36,7 +41,10 @@ def kafka(kafka_mock: MockCluster) -> MockCluster:
     producer = Producer({"bootstrap.servers": kafka_mock.bootstrap_servers})
     producer.produce("orders", b'{"customer": "anna", "item": "pizza"}', key=b"anna")
     producer.produce("orders", b"not an order", key=b"bob")
-    producer.produce("orders.dlq", b"not an order", headers={"safekafka.dlq.error.message": b"not an order"})
+    about = About("orders", 0, 1, group="kitchen", error_class="ValueError", error_message="not an order")
+    now_ms = int(time.time() * 1000)
+    headers = written(replace(about, failed_at=now_ms), NATIVE)
+    producer.produce("orders.dlq", b"not an order", partition=0, headers=headers)
     assert producer.flush(10) == 0
     return kafka_mock
 
@@ -99,6 +107,16 @@ def test_spool_commands_run_on_what_the_programs_of_their_page_left(
             ended = run_shell(_on(kafka, block.code), tmp_path)
         else:
             continue
+        assert ended.status == 0, ended.output
+        assert block.prints in ended.output
+        assert "Traceback" not in ended.output
+
+
+def test_dlq_commands_run_on_a_letter_that_is_there(kafka: MockCluster, tmp_path: Path) -> None:
+    found = [block for block in blocks("sh") if block.code.startswith("safekafka dlq")]
+    assert found
+    for block in found:
+        ended = run_shell(_on(kafka, block.code), tmp_path)
         assert ended.status == 0, ended.output
         assert block.prints in ended.output
         assert "Traceback" not in ended.output

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, Producer
 
 from safekafka import SafeConsumer, SafeProducer, UnsafeConfigError
 from safekafka.client import build_client
-from safekafka.settings import consumer_settings, producer_settings, shown
+from safekafka.settings import consumer_settings, producer_settings, shown, start_policy
 
 BROKERS = {"bootstrap.servers": "127.0.0.1:1"}
 
@@ -35,6 +35,15 @@ def test_C1_auto_commit_and_auto_offset_store_are_off_without_being_asked_for() 
     assert settings["enable.auto.offset.store"] is False
     assert settings["auto.offset.reset"] == "earliest"
     assert settings["check.crcs"] is True
+
+
+def test_what_the_program_sets_itself_is_left_to_it() -> None:
+    assert consumer_settings({**BROKERS, "group.id": "billing"}, 15.0)[0]["fetch.queue.backoff.ms"] == 50
+    given = {**BROKERS, "group.id": "billing", "fetch.queue.backoff.ms": 200, "allow.auto.create.topics": True}
+    settings, problems = consumer_settings(given, 15.0)
+    assert not problems
+    assert settings["fetch.queue.backoff.ms"] == 200
+    assert settings["allow.auto.create.topics"] is True
 
 
 def test_all_offending_settings_are_in_one_error_each_with_value_reason_and_remedy() -> None:
@@ -94,8 +103,7 @@ def test_an_unsafe_producer_setting_is_refused_under_each_of_its_names(setting: 
         ("enable.auto.commit", "true"),
         ("auto.commit.enable", "true"),
         ("enable.auto.offset.store", True),
-        ("auto.offset.reset", "latest"),
-        ("auto.offset.reset", "end"),
+        ("auto.offset.reset", "newest"),
         ("check.crcs", False),
     ],
 )
@@ -177,8 +185,14 @@ def test_a_client_that_runs_out_of_retries_is_refused_since_it_could_not_tell_th
     assert not producer_settings({**BROKERS, "retries": 2**31 - 1})[1]
 
 
-def test_stopping_when_the_offset_is_gone_is_a_safe_choice() -> None:
-    assert not consumer_settings({**BROKERS, "group.id": "g", "auto.offset.reset": "error"}, 15.0)[1]
+@pytest.mark.parametrize(
+    ("value", "policy"),
+    [("beginning", "earliest"), ("latest", "latest"), (" Largest", "latest"), ("end", "latest"), ("error", "error")],
+)
+def test_the_ways_to_start_are_taken_under_each_of_their_names(value: str, policy: str) -> None:
+    settings, problems = consumer_settings({**BROKERS, "group.id": "g", "auto.offset.reset": value}, 15.0)
+    assert not problems
+    assert start_policy(settings) == policy
 
 
 def test_partitioner_is_left_alone() -> None:

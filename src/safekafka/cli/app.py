@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from safekafka.cli.dlq.commands import app as dlq
 from safekafka.cli.spool.commands import app as spool
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(spool, name="spool")
+app.add_typer(dlq, name="dlq")
 
 
 @app.callback()

@@ -1,75 +1,66 @@
-"""`SafeConsumer`: one poll thread, one worker, and a commit only behind what is finished.
+"""`SafeConsumer`: handlers run on workers, messages are taken on a thread of their own, and a commit goes only behind
+what is finished.
 
 Threads
-- The poll thread is the one that calls `run()`. It alone takes messages, pauses, commits, and runs the rebalance
-  callbacks (librdkafka calls them inside `poll`). Handlers never run on it, so a slow handler does not cost us the
-  partitions.
-- The worker handles messages (`worker.py`).
-- At the end, helper threads run the last commit (synchronous) and the client's `close()`, which have no timeout of
-  their own; they take turns, and the poll thread waits for them for a bounded time only.
+- The poll thread (`session.py`): the one that calls `run()`; with `arun()` and the iterator one of our own; with
+  `poll()` and `consume()` the caller's. It alone takes messages, pauses and commits. Handlers never run on it, so a
+  slow handler does not cost us the partitions.
+- Workers (`pool.py`): threads for sync handlers, tasks for async ones.
 - `stop()` may be called from any thread, a handler or a signal handler.
-
-Lock: `_lock` guards progress and the counts of what is in flight, shared by poll thread and worker. Nothing is called
-under it.
 """
 
 from __future__ import annotations
 
-import math
+import asyncio
+import functools
+import inspect
 import os
-import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from safekafka.client import build_client, isolated
-from safekafka.consumer.progress import PartitionProgress
+from safekafka.client import admin_client, build_client
+from safekafka.consumer.decoding import Deserialize, decoding, decoding_async
+from safekafka.consumer.lanes import ORDERS, Order
+from safekafka.consumer.meeting import Meeting
+from safekafka.consumer.own_loop import OwnLoop
+from safekafka.consumer.pool import Handler, Pool
 from safekafka.consumer.retry import Retry
+from safekafka.consumer.session import CLOSE_SECONDS, Limits, Session
 from safekafka.consumer.signals import stop_on_signal
-from safekafka.consumer.worker import Handler, Worker
+from safekafka.consumer.stats import ConsumerStats
+from safekafka.consumer.tasks import TaskPool
+from safekafka.consumer.threads import ThreadPool
+from safekafka.consumer.topic_ids import TopicIds
+from safekafka.consumer.verdict import failure_of, judge
+from safekafka.deadletter.config import DeadLetter, described, refuse_subscribed
 from safekafka.deadletter.publisher import DeadLetterPublisher
 from safekafka.errors import ClosedError, SafeKafkaError
 from safekafka.observe import Event, emit
+from safekafka.producer.health import Health
 from safekafka.record import topic_problem
-from safekafka.settings import consumer_settings, positive
+from safekafka.settings import (
+    FETCHED_AHEAD,
+    FETCHED_AHEAD_KB,
+    connection_settings,
+    consumer_settings,
+    poll_interval,
+    positive,
+    start_policy,
+    whole,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_Key: TypeAlias = "tuple[str, int]"
-_POLL_SECONDS = 0.1
-_TAKE = 500
-_CLOSE_SECONDS = 5.0  # what close() keeps of shutdown_timeout for leaving the group
-# Errors that no waiting mends: they are the operator's to mend, so the consumer stops instead of looking alive.
-_STOPPING = frozenset(
-    {
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.FENCED_INSTANCE_ID,
-        KafkaError.UNRELEASED_INSTANCE_ID,
-        KafkaError._FATAL,  # its fatal() is False when it comes as a message
-        KafkaError._FENCED,
-        KafkaError._AUTO_OFFSET_RESET,
-    }
-)
-# What refuses a commit while the group or its coordinator moves.
-_COMMIT_AGAIN = frozenset(
-    {
-        KafkaError.REBALANCE_IN_PROGRESS,
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.STALE_MEMBER_EPOCH,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.REQUEST_TIMED_OUT,
-        KafkaError._TRANSPORT,
-        KafkaError._WAIT_COORD,
-    }
-)
+Rebalanced: TypeAlias = "Callable[[SafeConsumer, list[TopicPartition]], Any]"
+
+_COMMIT_RECORDS = 100_000
+_MAX_CONCURRENCY = 10_000
 
 
 class SafeConsumer:
@@ -78,14 +69,22 @@ class SafeConsumer:
 
     `config` takes librdkafka's names; auto-commit is off and can't be turned on. `retry` says how often a failing
     handler is tried again.
-    `dead_letter`: the topic that takes messages which could not be handled, with their bytes, headers and the reason.
-    It must exist. The source offset counts as finished only once the dead letter is acknowledged. Without it, such a
-    message stops the consumer with `HandlerFailed`.
+    `dead_letter`: the topic that takes messages which could not be handled, with their bytes, headers and the reason;
+    or a `DeadLetter`, which says more. It must exist. The source offset counts as finished only once the dead letter is
+    acknowledged. Without it, such a message stops the consumer with `HandlerFailed`.
+    `concurrency`: handlers at once, threads for sync ones and tasks for async ones. `order`: which messages are handled
+    one after the other: those of a "partition", those of a "key" (without a key: of the partition), or "none".
+    `key_deserializer`, `value_deserializer`: confluent_kafka's, or callables that take the bytes; async ones go with
+    async handlers.
     `commit_interval`: seconds between commits. `drain_timeout`: seconds that a running handler gets when its partition
     is taken away or the consumer stops. `shutdown_timeout`: seconds for the whole stop. `max_in_flight`,
-    `max_in_flight_bytes` bound what is held in memory.
+    `max_in_flight_bytes` bound what is held in memory. `stuck_after`: seconds after which a handler is reported that
+    has not come back (`handler_stuck`); with `on_stuck="stop"` the consumer ends then. `on_records_expired`: whether
+    records that retention deleted before they were handled are told (event `records_expired`), or stop the consumer
+    too.
 
-    Raises `UnsafeConfigError`. `stop()` is thread safe; everything else belongs to the thread that calls `run()`.
+    Raises `UnsafeConfigError`, `ValueError`. `stop()`, `close()`, `pause()`, `resume()`, `seek()`, `done()`, `stats()`
+    and `health()` are thread safe; everything else belongs to the thread that calls `run()`, or `poll()`.
     """
 
     def __init__(
@@ -94,104 +93,412 @@ class SafeConsumer:
         topics: Sequence[str],
         *,
         retry: Retry | None = None,
-        dead_letter: str | None = None,
+        dead_letter: DeadLetter | str | None = None,
+        concurrency: int = 1,
+        order: Order = "partition",
+        key_deserializer: Deserialize | None = None,
+        value_deserializer: Deserialize | None = None,
         commit_interval: float = 1.0,
         drain_timeout: float = 15.0,
         shutdown_timeout: float = 20.0,
         max_in_flight: int = 10_000,
         max_in_flight_bytes: int = 64 << 20,
+        on_records_expired: Literal["continue", "stop"] = "continue",
+        stuck_after: float = 300.0,
+        on_stuck: Literal["report", "stop"] = "report",
     ) -> None:
-        _check(topics, dead_letter)
+        letters = None if dead_letter is None else described(dead_letter)
+        topics = _checked(topics, letters)
         positive(commit_interval=commit_interval, drain_timeout=drain_timeout, shutdown_timeout=shutdown_timeout)
-        positive(max_in_flight=max_in_flight, max_in_flight_bytes=max_in_flight_bytes)
-        if not isinstance(retry, (Retry, NoneType)):
-            raise ValueError(f"retry={retry!r}: give a Retry, as in Retry(attempts=5)")
+        positive(stuck_after=stuck_after)
+        whole(max_in_flight=max_in_flight, max_in_flight_bytes=max_in_flight_bytes)
+        _check_choices(concurrency, order, retry)
+        _check_deserializers(key_deserializer=key_deserializer, value_deserializer=value_deserializer)
+        _one_of("on_records_expired", on_records_expired, "continue", "stop")
+        _one_of("on_stuck", on_stuck, "report", "stop")
         settings, problems = consumer_settings(config, drain_timeout)
-        self._on_commit_of_user = settings.get("on_commit")
+        on_commit_of_user = settings.get("on_commit")
         settings["on_commit"] = self._on_commit
-        self._client, self._watch = build_client(Consumer, settings, problems)
+        # What the client has fetched and nobody has taken is held in memory too.
+        settings.setdefault(FETCHED_AHEAD, max(1, min(FETCHED_AHEAD_KB, int(max_in_flight_bytes) >> 10)))
+        start = start_policy(settings)
+        settings["auto.offset.reset"] = "error"  # what to do is decided in `positions.py`
+        client, watch = build_client(Consumer, settings, problems)
+        connection = connection_settings(config)
         group = str(settings["group.id"])
-        self._dead_letters = (
-            None if dead_letter is None else DeadLetterPublisher(dead_letter, group, config, write_timeout=60.0)
+        self._session = Session(
+            client,
+            watch,
+            group,
+            TopicIds(lambda: admin_client(connection)),
+            Limits(
+                commit_interval,
+                _COMMIT_RECORDS,
+                drain_timeout,
+                shutdown_timeout,
+                max_in_flight,
+                max_in_flight_bytes,
+                stuck_after,
+                poll_interval(settings),
+            ),
+            start=start,
+            stop_on_expired=on_records_expired == "stop",
+            maps=order != "partition",
+            told_once=str(settings.get("group.protocol")).strip().lower() == "consumer",
+            on_commit_of_user=on_commit_of_user,
         )
-        self._topics = list(topics)
+        self._letters = letters
+        self._dead_letters = None if letters is None else DeadLetterPublisher(letters, group, config)
+        self._topics = topics
         self._retry = retry or Retry()
-        self._commit_interval = commit_interval
-        self._drain_timeout = drain_timeout
-        self._shutdown_timeout = shutdown_timeout
+        self._has_retry = retry is not None
         self._max_in_flight = max_in_flight
-        self._max_in_flight_bytes = max_in_flight_bytes
+        self._meeting: Meeting | None = None
+        self._own_loop: OwnLoop | None = None
+        self._order: Order = order
+        self._concurrency = concurrency
+        self._deserializers = key_deserializer, value_deserializer
+        self._shutdown_timeout = shutdown_timeout
+        self._stuck_after = stuck_after
+        self._stops_when_stuck = on_stuck == "stop"
         self._pid = os.getpid()
-        self._stop = threading.Event()
         self._started = False
-        self._runner: threading.Thread | None = None  # of run()
+        self._runner: threading.Thread | None = None  # the poll thread
+        self._loops_thread: threading.Thread | None = None  # of arun()
+        self._pool: Pool | None = None
         self._closed = threading.Event()
-        self._lock = threading.Lock()
-        self._partitions: dict[_Key, PartitionProgress] = {}
-        self._in_flight = 0
-        self._in_flight_bytes = 0
-        self._paused = False
-        self._assigned = False  # since the last `_balance`
-        self._commit_sent = False
-        self._commit_due = 0.0
-        self._end = math.inf  # monotonic; set when the end begins
-        self._closing = False  # inside the client's close()
-        self._helper: threading.Thread | None = None
+        self._failure: BaseException | None = None
 
-    def run(self, handler: Handler) -> None:
+    # ---- messages to a handler
+
+    def run(self, handler: Callable[[Message], Any]) -> None:
         """Handle messages until `stop()`, SIGTERM or SIGINT (on the main thread), or a failure that is raised here.
 
-        `handler(message)` gets a `confluent_kafka.Message`, sync or async, one message at a time. It ends a message by
-        returning; `raise Reject("reason")` sends it to the dead letter topic at once; any other exception follows
-        `retry`.
+        `handler(message)` gets a `confluent_kafka.Message`, sync or async. It ends a message by returning;
+        `raise Reject("reason")` sends it to the dead letter topic at once; `raise RetryLater(seconds)` asks for another
+        attempt that does not count; any other exception follows `retry`. `safekafka.current()` tells it more.
 
-        Raises `HandlerFailed`, `DeadLetterFailed`, `SafeKafkaError`, `ClosedError`, or what a handler raised that is no
-        `Exception`. The consumer is closed when this returns.
+        Raises `HandlerFailed`, `DeadLetterFailed`, `RecordsExpired`, `ConsumerFencedError`,
+        `ConsumerAuthorizationError`, `UnreadableRecordError`, `SafeKafkaError`, `ClosedError`, or what a handler
+        raised that is no `Exception`. The consumer is closed when this returns.
         """
-        if self._pid != os.getpid():
-            raise ClosedError("this consumer belongs to the parent process. Remedy: make a SafeConsumer in the child.")
+        self._run(handler, None)
+
+    def run_batches(
+        self, handler: Callable[[list[Message]], Any], max_records: int = 500, max_wait: float = 0.5
+    ) -> None:
+        """As `run`, for a handler that takes a list of messages: at most `max_records`, of which the first waits at
+        most `max_wait` seconds for others. Messages of one lane (`order`) are in order in it, and in no other batch
+        meanwhile.
+
+        A batch that fails is tried again as a whole, by `retry`; when its attempts have ended it is split until the
+        message that spoils it stands alone. That one gets attempts of its own, then it is dead-lettered (or stops the
+        consumer). `Reject` splits at once.
+        """
+        whole(max_records=max_records)
+        positive(max_wait=max_wait)
+        if self._deserializers != (None, None):
+            raise ValueError(
+                "key_deserializer and value_deserializer don't go with run_batches(): one message that can't be "
+                "decoded would stop its batch. Remedy: decode in the handler."
+            )
+        self._run(handler, (max_records, float(max_wait)))
+
+    async def arun(self, handler: Callable[[Message], Any]) -> None:
+        """`run` inside the running event loop: an async handler runs as tasks of this loop, a sync one on threads.
+        Messages are taken on a thread of our own. Cancelled, it stops the consumer first."""
+        _check_handler(handler)
+        self._begin()
+        self._loops_thread = threading.current_thread()
+        pool = self._make_pool(handler, None, asyncio.get_running_loop())
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+
+        def poll() -> None:
+            try:
+                self._poll_until_stopped(pool)
+            finally:
+                loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(None))
+
+        thread = threading.Thread(target=poll, name="safekafka-poll", daemon=True)
+        thread.start()
+        try:
+            await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            self.stop()
+            await ended
+            raise
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self, handler: Handler, batch: tuple[int, float] | None) -> None:
+        _check_handler(handler)
+        self._begin()
+        pool = self._make_pool(handler, batch, None)
+        with stop_on_signal(self.stop):
+            self._poll_until_stopped(pool)
+        if self._failure is not None:
+            raise self._failure
+
+    def _begin(self) -> None:
+        self._check_process()
         if self._started or self._closed.is_set():
             raise ClosedError("a SafeConsumer runs once. Remedy: make a new one.")
         self._started = True
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise ClosedError("this consumer belongs to the parent process. Remedy: make a SafeConsumer in the child.")
+
+    def _make_pool(
+        self, handler: Handler, batch: tuple[int, float] | None, loop: asyncio.AbstractEventLoop | None
+    ) -> Pool:
+        options: dict[str, Any] = {
+            "order": self._order,
+            "concurrency": self._concurrency,
+            "retry": self._retry,
+            "dead_letters": self._dead_letters,
+            "letters": self._letters,
+            "batch": batch,
+        }
+        decodes = self._deserializers != (None, None)
+        if _is_async(handler):
+            return TaskPool(decoding_async(handler, *self._deserializers) if decodes else handler, loop=loop, **options)
+        return ThreadPool(decoding(handler, *self._deserializers) if decodes else handler, **options)
+
+    def _poll_until_stopped(self, pool: Pool) -> None:
+        session = self._session
         self._runner = threading.current_thread()
-        self._worker = Worker(handler, self._retry, self._dead_letters, self._ended)
-        self._worker.start()
-        with stop_on_signal(self.stop):
-            try:
-                self._client.subscribe(
-                    self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        self._pool = session.pool = pool
+        try:
+            pool.start()
+            session.subscribe(self._topics)
+            while not session.stop_requested.is_set() and pool.failure is None and pool.alive:
+                session.turn()
+                if self._stops_when_stuck and (stuck := session.stuck):
+                    raise SafeKafkaError(
+                        f"the handler has not come back from {', '.join(stuck)}. It was not committed: it comes again "
+                        "at the next start. Remedy: give the handler's waits a timeout, or raise stuck_after."
+                    )
+        except KafkaException as error:
+            self._failure = _cannot_go_on(error)
+            self._failure.__cause__ = error
+        except BaseException as error:  # noqa: BLE001 - raised by who called run()
+            self._failure = error
+        finally:
+            self._shut_down()
+        if pool.failure is not None:
+            self._failure = pool.failure
+        elif self._failure is None and not session.stop_requested.is_set():
+            self._failure = SafeKafkaError("a worker thread ended unexpectedly; nothing unhandled was committed")
+
+    # ---- messages to a for loop
+
+    def __iter__(self) -> Iterator[Message]:
+        """`for message in consumer:` - a message is committed when the body of the loop has come back for the next one.
+        One whose body left the loop (`break`, an exception) is not; the next loop begins with it. The loop ends with
+        `stop()`, SIGTERM or SIGINT (on the main thread), or raises what `run()` does.
+
+        `concurrency` must be 1, and there is no `retry` and no `dead_letter`: the body deals with its errors itself.
+        """
+        if self._concurrency != 1 or self._has_retry or self._dead_letters is not None:
+            raise ValueError(
+                "for message in consumer: goes with concurrency=1, and without retry= and dead_letter=, since the body "
+                "of the loop is the program's. Remedy: leave these out, or use consumer.run(handler)."
+            )
+        meeting = self._meeting
+        if meeting is None:
+            self._begin()
+            meeting = self._meeting = Meeting()
+            pool = self._make_pool(meeting.hand_over, None, None)
+            threading.Thread(target=self._poll_for, args=(meeting, pool), name="safekafka-poll", daemon=True).start()
+        return self._loop(meeting)
+
+    def _loop(self, meeting: Meeting) -> Iterator[Message]:
+        meeting.loops = 1
+        try:
+            with stop_on_signal(self.stop):
+                message = meeting.first()
+                while message is not None:
+                    yield message
+                    message = meeting.next()
+        finally:
+            meeting.loops = 0
+        self._closed.wait(self._shutdown_timeout + CLOSE_SECONDS)
+        if self._failure is not None:
+            raise self._failure
+
+    def _poll_for(self, meeting: Meeting, pool: Pool) -> None:
+        try:
+            self._poll_until_stopped(pool)
+        finally:
+            meeting.end()
+
+    # ---- messages to the program's own loop
+
+    def poll(self, timeout: float | None = None) -> Message | None:
+        """The next message, or None after `timeout` seconds (None: waits for as long as it takes). To be given to
+        `done()` when it is handled: only that is committed. Commits and rebalances happen in here.
+
+        None too while `max_in_flight` or `max_in_flight_bytes` are out, until half of that is done. After `stop()` None
+        once, then `ClosedError`.
+
+        Errors that the raw client returns as messages are events here, or raised: `SafeKafkaError`. So is that nothing
+        was done for `stuck_after` seconds while no more may be handed out.
+        """
+        return next(iter(self.consume(1, timeout)), None)
+
+    def consume(self, num_messages: int = 1, timeout: float | None = None) -> list[Message]:
+        """As `poll`, for up to so many messages. Returns as soon as there are any."""
+        if num_messages < 1:
+            raise ValueError(f"num_messages={num_messages}: give a number from 1 on")
+        if self._own_loop is None:
+            if self._deserializers != (None, None):
+                raise ValueError("key_deserializer and value_deserializer go with run(): here, decode in the loop")
+            if self._concurrency != 1 or self._has_retry or self._dead_letters is not None:
+                raise ValueError(
+                    "poll() and consume() go with concurrency=1, and without retry= and dead_letter=, since the loop "
+                    "is the program's. Remedy: leave these out, or use consumer.run(handler)."
                 )
-                while not self._stop.is_set() and self._worker.is_alive():
-                    self._take()
-                    self._balance()
-                    self._commit_if_due()
-            except KafkaException as error:
-                raise SafeKafkaError(
-                    f"the consumer can't go on: {error.args[0].str()} ({error.args[0].name()}). Nothing unhandled was "
-                    "committed. Remedy: start again; what was not committed comes again."
-                ) from error
-            finally:
-                self._shut_down()
-        if self._worker.failure is not None:
-            raise self._worker.failure
-        if not self._stop.is_set():
-            raise SafeKafkaError("the worker thread ended unexpectedly; nothing unhandled was committed")
+            self._begin()
+            self._runner = threading.current_thread()
+            self._own_loop = OwnLoop(self._session, self._max_in_flight, self._stuck_after)
+            self._session.subscribe(self._topics)
+        if self._closed.is_set():
+            raise ClosedError("the consumer is closed. Remedy: make a new one.")
+        self._check_process()
+        try:
+            return self._own_loop.consume(num_messages, timeout)
+        except KafkaException as error:
+            raise _cannot_go_on(error) from error
+
+    def done(self, message: Message) -> bool:
+        """The message from `poll()` or `consume()` is handled; it is committed when all before it are, at the next
+        `commit_interval`. False if its partition was taken away meanwhile: then it is handled again. Thread safe.
+
+        Raises `ValueError` for a message that was not handed out, or is done already.
+        """
+        if self._own_loop is None:
+            raise ValueError("done() is for messages of poll() and consume(): run() and for loops do it themselves")
+        return self._own_loop.done(message)
+
+    def subscribe(
+        self,
+        topics: Sequence[str],
+        on_assign: Rebalanced | None = None,
+        on_revoke: Rebalanced | None = None,
+        on_lost: Rebalanced | None = None,
+    ) -> None:
+        """Other topics than those given at first, and callbacks `(consumer, partitions)` for rebalances, which run
+        inside `poll()`."""
+        self._topics = _checked(topics, self._letters)
+        callbacks = {"on_assign": on_assign, "on_revoke": on_revoke, "on_lost": on_lost}
+        self._session.callbacks = {
+            name: functools.partial(callback, self) for name, callback in callbacks.items() if callback is not None
+        }
+        if self._started:
+            self._session.subscribe(self._topics)
+
+    def unsubscribe(self) -> None:
+        self._session.unsubscribe()
+
+    def pause(self, partitions: list[TopicPartition]) -> None:
+        """Take no messages of these until `resume()`, also after a rebalance."""
+        self._session.pause(partitions)
+
+    def resume(self, partitions: list[TopicPartition]) -> None:
+        self._session.resume(partitions)
+
+    def seek(self, partition: TopicPartition) -> None:
+        """Go on at `partition.offset`, an offset of the log. What was handed out before does not count any more."""
+        self._session.seek(partition)
+
+    def assignment(self) -> list[TopicPartition]:
+        return self._session.client.assignment()
+
+    def committed(self, partitions: list[TopicPartition], timeout: float = 10.0) -> list[TopicPartition]:
+        return self._session.client.committed(partitions, timeout=timeout)
+
+    def position(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """With the offset of the next message to be taken; `OFFSET_INVALID` where that is not known."""
+        return self._session.position(partitions)
+
+    def offsets_for_times(self, partitions: list[TopicPartition], timeout: float = 10.0) -> list[TopicPartition]:
+        return self._session.client.offsets_for_times(partitions, timeout=timeout)
+
+    def memberid(self) -> str | None:
+        return self._session.client.memberid()
+
+    def get_watermark_offsets(
+        self, partition: TopicPartition, timeout: float = 10.0, cached: bool = False
+    ) -> tuple[int, int]:
+        return self._session.client.get_watermark_offsets(partition, timeout=timeout, cached=cached)
+
+    def list_topics(self, topic: str | None = None, timeout: float = 10.0) -> Any:
+        named = {} if topic is None else {"topic": topic}
+        return self._session.client.list_topics(**named, timeout=timeout)
+
+    def commit(self, *_: Any, **__: Any) -> None:
+        """Not here: raises `SafeKafkaError`."""
+        raise SafeKafkaError(
+            "commit() could commit messages that are not handled. Remedy: call consumer.done(message) for each message "
+            "that is; it is committed by itself."
+        )
+
+    store_offsets = commit
+
+    def assign(self, *_: Any, **__: Any) -> None:
+        """Not here: raises `SafeKafkaError`."""
+        raise SafeKafkaError(
+            "partitions are assigned by the group. Remedy: to start elsewhere, call consumer.seek(partition) in "
+            "on_assign, with an offset of the log (get_watermark_offsets() and offsets_for_times() tell them)."
+        )
+
+    incremental_assign = incremental_unassign = unassign = assign
+
+    # ---- the end
 
     def stop(self) -> None:
         """Ask `run()` to finish what is being handled, commit, leave the group and return. Returns at once."""
-        self._stop.set()
+        self._session.stop_requested.set()
 
     def close(self) -> None:
-        """Stop, and wait for `run()` on another thread to end. Idempotent."""
+        """Stop, and wait for `run()` on another thread to end. Idempotent. In a handler, and on the event loop of
+        `arun()`, it doesn't wait: handlers could not finish before it."""
+        if self._pid != os.getpid():
+            return  # the parent's client must not be touched
         self.stop()
-        if self._started:
-            if threading.current_thread() not in (self._worker, self._runner):  # they would wait for themselves
-                self._closed.wait(self._shutdown_timeout + _CLOSE_SECONDS)
-        elif not self._closed.is_set() and self._pid == os.getpid():
+        if self._meeting is not None:
+            self._meeting.closes()
+        if self._own_loop is not None:
+            if not self._closed.is_set():
+                self._shut_down()
+        elif self._started:
+            workers = [] if self._pool is None else self._pool.threads
+            # These would wait for themselves.
+            if threading.current_thread() not in (*workers, self._runner, self._loops_thread):
+                self._closed.wait(self._shutdown_timeout + CLOSE_SECONDS)
+        elif not self._closed.is_set():
             self._closed.set()
-            self._client.close()
+            self._session.client.close()
             if self._dead_letters is not None:
                 self._dead_letters.close(self._shutdown_timeout)
+
+    def _shut_down(self) -> None:
+        began = time.monotonic()
+        end = self._session.shut_down()
+        if self._dead_letters is not None:
+            try:
+                self._dead_letters.close(max(1.0, end - time.monotonic()))
+            except SafeKafkaError as error:
+                emit(Event.CLIENT_ERROR, error="dead_letter_producer", detail=str(error))
+        self._closed.set()
+        failure = None if self._pool is None else self._pool.failure
+        emit(
+            Event.CONSUMER_STOPPED,
+            seconds=round(time.monotonic() - began, 2),
+            cause=type(failure or self._failure).__name__,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -201,265 +508,91 @@ class SafeConsumer:
     ) -> None:
         self.close()
 
-    # ---- taking
-
-    def _take(self) -> None:
-        message = self._client.poll(_POLL_SECONDS)
-        if message is None:
-            return
-        self._accept(message)
-        # consume(n) alone would wait for all n; behind a poll() it takes what is there.
-        room = min(_TAKE, self._max_in_flight - self._in_flight)
-        if room > 0:
-            for further in self._client.consume(room, 0):
-                self._accept(further)
-
-    def _accept(self, message: Message) -> None:
-        error = message.error()
-        if error is not None:
-            self._on_message_error(message, error)
-            return
-        self._watch.alive()
-        key: _Key = (message.topic(), message.partition())  # type: ignore[assignment]
-        with self._lock:
-            progress = self._partitions.get(key)
-            if progress is None:
-                # Taken together with the revocation of its partition: it is the next owner's, and untouched here.
-                return
-            progress.track(message.offset())  # type: ignore[arg-type]
-            self._in_flight += 1
-            self._in_flight_bytes += len(message)
-        self._worker.put(progress, message)
-
-    def _on_message_error(self, message: Message, error: KafkaError) -> None:
-        if error.code() == KafkaError._PARTITION_EOF:
-            return
-        if error.fatal() or error.code() in _STOPPING:
-            raise SafeKafkaError(
-                f"the consumer can't go on: {error.str()} ({error.name()}). Nothing unhandled was committed. "
-                "Remedy: mend the cause that the broker names (rights, group.instance.id, offsets), then start again."
-            ) from KafkaException(error)
-        emit(Event.CLIENT_ERROR, error=error.name(), detail=error.str(), topic=message.topic())
-
-    def _balance(self) -> None:
-        """Hold the flow back while too much is in flight; hysteresis, since a pause throws the prefetched messages
-        away."""
-        with self._lock:
-            records, size = self._in_flight, self._in_flight_bytes
-        full = records >= self._max_in_flight or size >= self._max_in_flight_bytes
-        low = records <= self._max_in_flight // 2 and size <= self._max_in_flight_bytes // 2
-        pause = full or (self._paused and not low)
-        if pause != self._paused or self._assigned:
-            # After an assignment too: the client keeps the pause of a partition that comes back, and knows none for a
-            # new one.
-            assignment = self._client.assignment()
-            if pause:
-                self._client.pause(assignment)
-            else:
-                self._client.resume(assignment)
-            self._paused, self._assigned = pause, False
-
-    def _ended(self, progress: PartitionProgress, message: Message, done: bool) -> None:
-        """On the worker thread: a message is finished, or was given up."""
-        with self._lock:
-            self._in_flight -= 1
-            self._in_flight_bytes -= len(message)
-            if done:
-                progress.done(message.offset())  # type: ignore[arg-type]
-
-    # ---- committing
-
-    def _commit_if_due(self) -> None:
-        now = time.monotonic()
-        if now >= self._commit_due and not self._commit_sent:
-            self._commit_due = now + self._commit_interval
-            self._send_commit(self._partitions.values())
-
-    def _send_commit(self, progresses: Iterable[PartitionProgress]) -> None:
-        """Ask for a commit of what is finished; the broker's word comes to `_on_commit`, inside a later `poll()`."""
-        offsets = self._to_commit(progresses)
-        if offsets:
-            try:
-                self._client.commit(offsets=offsets, asynchronous=True)
-                self._commit_sent = True
-            except KafkaException as error:
-                emit(Event.COMMIT_FAILED, error=error.args[0].name(), detail=error.args[0].str(), again=True)
-
-    def _to_commit(self, progresses: Iterable[PartitionProgress]) -> list[TopicPartition]:
-        with self._lock:
-            pairs = [(progress, progress.to_commit()) for progress in progresses]
-        return [TopicPartition(p.topic, p.partition, offset) for p, offset in pairs if offset is not None]
-
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        """On the poll thread. A failed commit moves nothing: the frontier is still to be committed, and is at the next
-        interval."""
-        self._commit_sent = False
-        self._note_committed(partitions, error)
-        if self._on_commit_of_user is not None:
-            isolated(self._on_commit_of_user, "on_commit")(error, partitions)
+        self._session.on_commit(error, partitions)
 
-    def _note_committed(self, partitions: Iterable[TopicPartition], error: KafkaError | None = None) -> None:
-        for partition in partitions:
-            failure = error or partition.error
-            if failure is not None:
-                emit(
-                    Event.COMMIT_FAILED,
-                    topic=partition.topic,
-                    partition=partition.partition,
-                    error=failure.name(),
-                    again=True,
-                )
-                continue
-            with self._lock:
-                progress = self._partitions.get((partition.topic, partition.partition))
-                if progress is not None:
-                    progress.committed(partition.offset)
+    # ---- looking at it
 
-    def _commit_at_end(self, until: float) -> None:
-        """Commit what is finished and wait for the broker's word, until `until` (monotonic). Without it: redelivery, no
-        loss.
+    def stats(self) -> ConsumerStats:
+        """Numbers, at most a second old. Thread safe."""
+        return self._session.stats
 
-        A group in the middle of a rebalance refuses commits until we have rejoined, which takes polling.
-        """
-        while offsets := self._to_commit(self._partitions.values()):
-            refusal = self._commit_sync(offsets, until)
-            if refusal is None:
-                return
-            again = refusal.code() in _COMMIT_AGAIN and time.monotonic() < until
-            emit(Event.COMMIT_FAILED, error=refusal.name(), detail=refusal.str(), again=again)
-            if not again:
-                return
-            try:
-                self._client.poll(_POLL_SECONDS)  # a message that comes now is not tracked: the next owner's
-            except KafkaException as error:
-                emit(Event.COMMIT_FAILED, error=error.args[0].name(), detail=error.args[0].str(), again=False)
-                return
-
-    def _commit_sync(self, offsets: list[TopicPartition], until: float) -> KafkaError | None:
-        refusal: KafkaError | None = KafkaError(KafkaError._TIMED_OUT, "no answer in time")
-
-        def commit() -> None:
-            nonlocal refusal
-            try:
-                answer = self._client.commit(offsets=offsets, asynchronous=False) or []
-                refusal = next((partition.error for partition in answer if partition.error), None)
-                self._note_committed(partition for partition in answer if not partition.error)
-            except KafkaException as error:
-                refusal = error.args[0]
-
-        self._bounded(commit, until)
-        return refusal
-
-    def _bounded(self, work: Callable[[], None], until: float) -> bool:
-        """Run `work` on a helper thread, behind an earlier one that still hangs; False if it has not ended at
-        `until`."""
-        before = self._helper
-
-        def in_turn() -> None:
-            if before is not None:
-                before.join()
-            work()
-
-        self._helper = threading.Thread(target=in_turn, name="safekafka-commit", daemon=True)
-        self._helper.start()
-        self._helper.join(max(0.0, until - time.monotonic()))
-        return not self._helper.is_alive()
-
-    # ---- rebalance: librdkafka calls these inside poll() and close()
-
-    def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        with self._lock:
-            for partition in partitions:
-                self._partitions[partition.topic, partition.partition] = PartitionProgress(
-                    partition.topic, partition.partition
-                )
-        self._assigned = True
-        if partitions:
-            emit(Event.PARTITIONS_ASSIGNED, partitions=_names(partitions))
-
-    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        """Still ours: let running handlers finish within the deadline, commit what is finished, forget the partitions.
-
-        The commit is sent, not waited for: it is on its way to the coordinator before the rejoin that follows this
-        callback. A synchronous one has no timeout, and could not be moved to another thread either: while a callback
-        runs, the client lets no other thread in. If the commit fails, the next owner handles some messages again.
-        """
-        if self._closing:
-            return  # run() has done all this before it closed the client
-        progresses = self._progress_of(partitions)
-        self._drain(progresses, min(time.monotonic() + self._drain_timeout, self._end))
-        self._send_commit(progresses)
-        self._forget(partitions)
-        if partitions:
-            emit(Event.PARTITIONS_REVOKED, partitions=_names(partitions))
-
-    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        """No longer ours: somebody else may have them already. Nothing is committed; late marks fall on objects nobody
-        reads."""
-        self._worker.give_up(self._progress_of(partitions))
-        self._forget(partitions)
-        if partitions:
-            emit(Event.PARTITIONS_LOST, partitions=_names(partitions))
-
-    def _drain(self, progresses: list[PartitionProgress], until: float) -> None:
-        self._worker.give_up(progresses)
-        if not self._worker.wait_until_free(progresses, until):
-            emit(Event.HANDLER_ABANDONED, drain_timeout=self._drain_timeout, consequence="its message comes again")
-
-    def _progress_of(self, partitions: Iterable[TopicPartition]) -> list[PartitionProgress]:
-        with self._lock:
-            found = (self._partitions.get((partition.topic, partition.partition)) for partition in partitions)
-            return [progress for progress in found if progress is not None]
-
-    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
-        with self._lock:
-            for partition in partitions:
-                self._partitions.pop((partition.topic, partition.partition), None)
-
-    # ---- the end
-
-    def _shut_down(self) -> None:
-        began = time.monotonic()
-        end = self._end = began + self._shutdown_timeout
-        progresses = list(self._partitions.values())
-        self._drain(progresses, min(began + self._drain_timeout, end - _CLOSE_SECONDS))
-        self._commit_at_end(max(time.monotonic() + 1.0, end - _CLOSE_SECONDS))
-        self._worker.end()
-        self._closing = True
-        if not self._bounded(self._client.close, end):
-            emit(Event.CLOSE_TIMED_OUT, shutdown_timeout=self._shutdown_timeout)
-        if self._dead_letters is not None:
-            try:
-                self._dead_letters.close(max(1.0, end - time.monotonic()))
-            except SafeKafkaError as error:
-                emit(Event.CLIENT_ERROR, error="dead_letter_producer", detail=str(error))
-        self._closed.set()
-        emit(
-            Event.CONSUMER_STOPPED,
-            seconds=round(time.monotonic() - began, 2),
-            cause=type(self._worker.failure).__name__,
-        )
+    def health(self) -> Health:
+        """Whether messages are being handled. Thread safe."""
+        problems = []
+        failure = self._failure or (None if self._pool is None else self._pool.failure)
+        if failure is not None:
+            problems.append(f"the consumer stopped: {failure}")
+        elif self._closed.is_set():
+            problems.append("the consumer is closed")
+        elif self._started and (self._runner is None or not self._runner.is_alive()):
+            problems.append("nobody takes messages")
+        problems += self._session.problems
+        return Health(not problems, tuple(problems))
 
 
-def _names(partitions: Iterable[TopicPartition]) -> list[str]:
-    return [f"{partition.topic}[{partition.partition}]" for partition in partitions]
+def _cannot_go_on(error: KafkaException) -> SafeKafkaError:
+    """What a call of the client raised."""
+    return failure_of(error.args[0], judge(error.args[0]), (None, None, None))
 
 
-def _matches(subscribed: str, topic: str) -> bool:
-    """Whether the subscription takes the topic; one that starts with ^ is a pattern."""
-    return bool(re.search(subscribed, topic)) if subscribed.startswith("^") else subscribed == topic
+def _is_async(handler: Any) -> bool:
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
 
 
-def _check(topics: Sequence[str], dead_letter: str | None) -> None:
-    if isinstance(topics, str) or not topics:
+def _check_handler(handler: Any) -> None:
+    """What is wrong with the handler itself would send every message to the dead letter topic, or none of them through
+    its body."""
+    if not callable(handler):
+        raise ValueError(f"handler={handler!r}: give a function that takes one argument")
+    for function in (handler, getattr(handler, "__call__", None)):  # noqa: B004
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ValueError(
+                f"handler={handler!r} has a yield: called, it would do nothing, and the message would count as "
+                "handled. Remedy: leave the yield out."
+            )
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):  # a builtin may have none
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise ValueError(f"handler={handler!r} can't be called with one argument: {error}") from None
+
+
+def _checked(topics: Sequence[str], dead_letter: DeadLetter | None) -> list[str]:
+    names = [] if isinstance(topics, str) or not isinstance(topics, Iterable) else list(topics)
+    if not names:
         raise ValueError(f"topics={topics!r}: give a list of topic names, as in ['orders']")
-    for topic in topics if dead_letter is None else [*topics, dead_letter]:
+    for topic in names:
         problem = None if isinstance(topic, str) and topic.startswith("^") else topic_problem(topic)
         if problem:
             raise ValueError(problem)
-    if dead_letter is not None and any(_matches(topic, dead_letter) for topic in topics):
-        raise ValueError(
-            f"dead_letter={dead_letter!r} is also subscribed: every dead letter would come back and fail again, "
-            f"for ever. "
-            "Give it a topic of its own."
-        )
+    if dead_letter is not None:
+        refuse_subscribed(dead_letter, names)
+    return names
+
+
+def _check_deserializers(**given: Any) -> None:
+    for name, deserializer in given.items():
+        if inspect.iscoroutine(deserializer):
+            deserializer.close()  # else the interpreter warns of it
+            raise ValueError(f"{name} is a coroutine. Remedy: await it, as in {name}=await AsyncAvroDeserializer(...)")
+        if deserializer is not None and not callable(deserializer):
+            raise ValueError(
+                f"{name}={deserializer!r}: give a deserializer of confluent_kafka, or a function that takes the bytes"
+            )
+
+
+def _check_choices(concurrency: Any, order: Any, retry: Any) -> None:
+    if not isinstance(concurrency, int) or isinstance(concurrency, bool) or not 1 <= concurrency <= _MAX_CONCURRENCY:
+        raise ValueError(f"concurrency={concurrency!r}: give the number of handlers at once, 1 to {_MAX_CONCURRENCY}")
+    _one_of("order", order, *ORDERS)
+    if not isinstance(retry, (Retry, NoneType)):
+        raise ValueError(f"retry={retry!r}: give a Retry, as in Retry(attempts=5)")
+
+
+def _one_of(name: str, value: Any, *choices: str) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}")

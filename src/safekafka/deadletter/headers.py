@@ -1,44 +1,75 @@
-"""What a dead letter says about where it comes from and why it is one. Pure.
+"""The headers of a dead letter: the original's, byte for byte, then ours. Pure.
 
-The original's key, value and headers are kept byte for byte. Ours come behind them, under `safekafka.dlq.`; those of an
-earlier pass through a dead letter topic are replaced, not added up, so a message that comes back again and again does
-not grow.
+Ours of an earlier pass are replaced, not added up, so a message that comes back again and again does not grow; of its
+history a count and the first origin are kept.
 """
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from safekafka.deadletter.about import About, class_of, stack_of, text_of
+from safekafka.deadletter.dialects import PREFIX, Dialect, read, written
+from safekafka.deadletter.marks import MARK, marks_of
+from safekafka.message import headers_of
+from safekafka.record import HeaderList
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
-PREFIX = "safekafka.dlq."
-_MAX_MESSAGE = 1_000  # characters of the error's text
-_MAX_TRACEBACK = 4_000  # characters, from its end: the innermost frames tell most
+_TIMESTAMP_TYPES = {1: "CreateTime", 2: "LogAppendTime"}  # Message.timestamp()[0]; 0: none
+
+# What is left out, step by step, where the topic takes no more. What remains at last is what a replay can't do without.
+CUTS: tuple[frozenset[str], ...] = (
+    frozenset(),
+    frozenset({"traceback"}),
+    frozenset({"traceback", "error_message", "error_cause"}),
+    frozenset(
+        {
+            *("traceback", "error_message", "error_cause", "error_class"),
+            *("attempts", "host", "failed_at", "timestamp_type"),
+        }
+    ),
+)
 
 
-def dead_letter_headers(
+def original_headers(message: Message, dialect: Dialect | None) -> HeaderList:
+    """Without what we, or a dead letter's writer, have added."""
+    added = (PREFIX, MARK) if dialect is None else (PREFIX, MARK, dialect.prefix)
+    return [pair for pair in headers_of(message) if not pair[0].startswith(added)]
+
+
+def about_failure(
     message: Message, error: BaseException, *, attempts: int, group: str, host: str, now_ms: int
-) -> list[tuple[str, str | bytes | None]]:
-    """The original's headers, then ours."""
-    original: Sequence[tuple[str, str | bytes | None]] = message.headers() or ()  # type: ignore[assignment]
-    stack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    ours = {
-        "topic": message.topic(),
-        "partition": message.partition(),
-        "offset": message.offset(),
-        "timestamp": message.timestamp()[1],
-        "error.class": f"{type(error).__module__}.{type(error).__qualname__}",
-        "error.message": str(error)[:_MAX_MESSAGE],
-        "error.traceback": stack[-_MAX_TRACEBACK:],
-        "attempts": attempts,
-        "group": group,
-        "host": host,
-        "failed_at": now_ms,
-    }
-    return [
-        *(pair for pair in original if not pair[0].startswith(PREFIX)),
-        *((PREFIX + name, str(value).encode()) for name, value in ours.items()),
-    ]
+) -> About:
+    """What there is to tell about a message that could not be handled."""
+    kind, timestamp = message.timestamp()
+    passes, first = 1, None
+    marked = marks_of(message)
+    if marked is not None:
+        passes, first = marked.replays + 1, marked.first
+    elif (earlier := read(headers_of(message))) is not None:  # a dead letter that nobody could handle either
+        passes, first = earlier.about.passes + 1, earlier.about.origin
+    return About(
+        message.topic() or "",
+        message.partition() or 0,
+        message.offset() or 0,
+        timestamp if kind else None,
+        _TIMESTAMP_TYPES.get(kind),
+        group,
+        passes,
+        first,
+        class_of(error),
+        None if error.__cause__ is None else class_of(error.__cause__),
+        text_of(error),
+        stack_of(error),
+        attempts,
+        host,
+        now_ms,
+    )
+
+
+def letter_headers(message: Message, about: About, dialect: Dialect, left_out: frozenset[str]) -> HeaderList:
+    told = replace(about, **dict.fromkeys(left_out))  # type: ignore[arg-type]
+    return [*original_headers(message, dialect), *written(told, dialect)]

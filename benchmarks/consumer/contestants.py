@@ -1,0 +1,118 @@
+"""Who takes part, and where each one lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+from benchmarks.consumer.peers.base import Peer
+from benchmarks.consumer.setup import Setup
+
+OURS, BASE = "safekafka", "raw-consume"  # every ratio is to the base
+POLL, SAFE_FASTSTREAM = "raw-poll", "faststream"
+PAIR = (OURS, BASE)  # run one right after the other in each round
+
+
+@dataclass(frozen=True)
+class Contestant:
+    name: str
+    title: str
+    home: str  # module and class in `peers`
+    distribution: str  # whose version is reported
+    how: str
+    # Those of the base's league handle as many records as it does; for the others a calibration finds the number.
+    as_many_as_base: bool = False
+    environment: Literal["peers", "quix"] = "peers"
+    clusters: tuple[str, ...] = ("mock", "real")
+
+    def open(self, setup: Setup, **options: Any) -> Peer:
+        module, _, name = self.home.partition(":")
+        peer: type[Peer] = getattr(import_module(f"benchmarks.consumer.peers.{module}"), name)
+        return peer(setup, **options)
+
+
+_LIST = (
+    Contestant(
+        OURS,
+        "SafeConsumer.run",
+        "safe:One",
+        "safekafka",
+        "`run(handler)`, a function; commits every second",
+        as_many_as_base=True,
+    ),
+    Contestant(
+        "safekafka-batches",
+        "SafeConsumer.run_batches",
+        "safe:Batches",
+        "safekafka",
+        "`run_batches(handler, max_records=500)`",
+        as_many_as_base=True,
+    ),
+    Contestant("safekafka-async", "SafeConsumer.run, async", "safe:Async", "safekafka", "`run(handler)`, a coroutine"),
+    Contestant("safekafka-key", "SafeConsumer.run, by key", "safe:ByKey", "safekafka", '`order="key", concurrency=8`'),
+    Contestant(
+        BASE,
+        "raw consume(500)",
+        "raw:Consume",
+        "confluent-kafka",
+        "`consume(500)`, an asynchronous commit a batch",
+        as_many_as_base=True,
+    ),
+    Contestant(
+        POLL,
+        "raw poll()",
+        "raw:Poll",
+        "confluent-kafka",
+        "`poll()`, auto-commit: commits what was taken, handled or not",
+    ),
+    Contestant(
+        "raw-consume-tuned",
+        "raw consume(500), tuned",
+        "raw:Tuned",
+        "confluent-kafka",
+        "the same, with SafeConsumer's `fetch.queue.backoff.ms` of 50 instead of the client's 1000",
+        as_many_as_base=True,
+    ),
+    Contestant(
+        "raw-poll-tuned", "raw poll(), tuned", "raw:TunedPoll", "confluent-kafka", "the same, tuned as the other one"
+    ),
+    Contestant(
+        "raw-sync",
+        "raw, commit a record",
+        "raw:SyncCommit",
+        "confluent-kafka",
+        "`poll()`, a synchronous commit of each record",
+    ),
+    Contestant(
+        "aioconsumer",
+        "AIOConsumer",
+        "aioconsumer:Aioconsumer",
+        "confluent-kafka",
+        "`await consume(500)`, an asynchronous commit a batch",
+    ),
+    Contestant(
+        "aiokafka",
+        "aiokafka",
+        "aiokafka_client:Aiokafka",
+        "aiokafka",
+        "`getmany(max_records=500)`, a commit a batch",
+    ),
+    Contestant(
+        SAFE_FASTSTREAM,
+        "FastStream, safe mode",
+        "faststream_client:Faststream",
+        "faststream",
+        "`ack_policy=NACK_ON_ERROR`, one record at a time, acknowledged after its handler",
+    ),
+    Contestant(
+        "quix",
+        "Quix Streams",
+        "quix:Quix",
+        "quixstreams",
+        "`dataframe(topic).apply(handler)`, commits every 5 s; on the older confluent-kafka that it demands",
+        environment="quix",
+        clusters=("real",),  # it asks the admin API for the topic, which mock brokers don't have
+    ),
+)
+CONTESTANTS = {contestant.name: contestant for contestant in _LIST}

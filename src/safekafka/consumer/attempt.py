@@ -1,0 +1,101 @@
+"""What becomes of a message, or a batch, whose handler raised: another attempt later, the dead letter topic, or the end
+of the consumer.
+
+One code for sync and async handlers: it is written as coroutines, and `now` runs one to its end that never waits, as
+those of sync handlers don't.
+
+Threads: workers, any number at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from safekafka.consumer.retry import Retry, Trial
+from safekafka.errors import SafeKafkaError
+from safekafka.observe import Event, emit
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+T = TypeVar("T")
+
+
+class DeadLetters(Protocol):
+    """Where messages go that can't be handled; returns when Kafka has them."""
+
+    def write(self, message: Message, error: BaseException, attempts: int) -> None: ...
+
+    async def awrite(self, message: Message, error: BaseException, attempts: int) -> None: ...
+
+
+class Undecodable(Exception):  # noqa: N818
+    """The bytes are to blame: no further attempt. `error` is the decoder's."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Unusable(SafeKafkaError):  # noqa: N818
+    """No message is to blame: a part that the program gave could handle none."""
+
+
+class Later(NamedTuple):
+    """The next attempt is at `moment` (monotonic)."""
+
+    moment: float
+    trial: Trial
+
+
+class Exhausted(NamedTuple):
+    error: Exception
+    attempts: int
+    trial: Trial
+
+
+Decision: TypeAlias = "Later | Exhausted"
+
+
+def now(steps: Coroutine[Any, Any, T]) -> T:
+    """Run what never waits."""
+    try:
+        steps.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    steps.close()
+    raise RuntimeError("a sync handler's way waited")
+
+
+def decide(message: Message, error: BaseException, trial: Trial | None, retry: Retry, began: float) -> Decision:
+    """Raises the error if it ends the consumer: what is no `Exception`, and want of memory, is not the message's
+    fault."""
+    if not isinstance(error, Exception) or isinstance(error, (MemoryError, Unusable)):
+        raise error
+    at = monotonic()
+    trial = trial or retry.begin(began)
+    if isinstance(error, Undecodable):
+        return Exhausted(error.error, trial.attempts + 1, trial)
+    wait = trial.failed(error, at)
+    if wait is not None:
+        emit(
+            Event.HANDLER_RETRY,
+            topic=message.topic(),
+            partition=message.partition(),
+            offset=message.offset(),
+            attempt=trial.attempts,
+            error=type(error).__qualname__,
+        )
+        return Later(at + wait, trial)
+    if trial.overdue:
+        emit(
+            Event.PARTITION_HELD,
+            topic=message.topic(),
+            partition=message.partition(),
+            offset=message.offset(),
+            seconds=round(at - trial.since, 1),
+            max_hold=retry.max_hold,
+        )
+    return Exhausted(error, max(1, trial.attempts), trial)

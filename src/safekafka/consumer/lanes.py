@@ -1,0 +1,190 @@
+"""Which message may be handled next. Pure: no client, no clock, no thread.
+
+A lane is a line of messages that are handled one after the other: those of a partition, of a key, or one message alone,
+by `order`. Messages without a key share a lane, so they keep the partition's order. A lane exists only while it holds
+messages. It is ready, running (a worker has it), or waiting for a moment (a retry), and never two of these.
+
+Fair: partitions take turns, and in each its lanes do.
+
+`PartitionLanes` are those of one assignment. When the partition leaves, they are given up as a whole; a worker that
+still has one of them gives it back to nobody. When the partition comes back meanwhile, its new lanes wait until that
+worker is through: handlers of a partition never overlap within the process.
+
+Lock: the owner's, around every call.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter, deque
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+    from safekafka.consumer.progress import PartitionProgress
+    from safekafka.consumer.retry import Trial
+
+Order: TypeAlias = Literal["partition", "key", "none"]
+ORDERS: tuple[Order, ...] = ("partition", "key", "none")
+
+
+class Lane:
+    """Its head may have failed before: then `trial` is what was tried so far."""
+
+    __slots__ = ("key", "messages", "of", "trial")
+
+    def __init__(self, of: PartitionLanes, key: Hashable) -> None:
+        self.of = of
+        self.key = key
+        self.messages: deque[Message] = deque()
+        self.trial: Trial | None = None
+
+
+class PartitionLanes:
+    __slots__ = ("lanes", "listed", "place", "progress", "ready", "running")
+
+    def __init__(self, progress: PartitionProgress) -> None:
+        self.progress = progress
+        self.place = (progress.topic, progress.partition)
+        self.lanes: dict[Hashable, Lane] = {}
+        self.ready: deque[Lane] = deque()
+        self.listed = False  # in line among the partitions
+        self.running = 0  # lanes that workers have
+
+
+class Lanes:
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._line: deque[PartitionLanes] = deque()  # partitions with ready lanes
+        self._waiting: list[tuple[float, int, Lane]] = []  # a heap, by the moment
+        self._numbers = itertools.count()
+        self._late: Counter[tuple[str, int]] = Counter()  # lanes that workers have, of partitions that were given up
+        self.ready = 0  # lanes in `_line`
+
+    # ---- the poll thread
+
+    def add(self, of: PartitionLanes, messages: Sequence[Message]) -> int:
+        """New messages of one partition, in their order. Returns how many lanes became ready by that."""
+        if not messages:
+            return 0
+        before = self.ready
+        lanes = of.lanes
+        if self._order == "partition":
+            lane = lanes.get(None)
+            if lane is None:
+                lane = lanes[None] = Lane(of, None)
+                self._make_ready(lane)
+            lane.messages.extend(messages)
+        else:
+            by_key = self._order == "key"
+            for message in messages:
+                key: Any = message.key() if by_key else message.offset()
+                lane = lanes.get(key)
+                if lane is None:
+                    lane = lanes[key] = Lane(of, key)
+                    self._make_ready(lane)
+                lane.messages.append(message)
+        return self.ready - before
+
+    def give_up(self, partitions: Collection[PartitionLanes]) -> None:
+        """Their waiting messages are not handled any more. What runs goes on."""
+        for of in partitions:
+            if of.progress.revoked:
+                continue
+            of.progress.revoked = True
+            self.ready -= len(of.ready)
+            of.ready.clear()
+            of.lanes.clear()
+            if of.running:
+                self._late[of.place] += of.running
+        self._waiting = [entry for entry in self._waiting if not entry[2].of.progress.revoked]
+        heapq.heapify(self._waiting)
+        self._line = deque(of for of in self._line if not of.progress.revoked)
+
+    def are_free(self, partitions: Iterable[PartitionLanes]) -> bool:
+        """Whether no message of these partitions is being handled."""
+        return not any(of.running for of in partitions)
+
+    # ---- workers
+
+    def take(self, most: int) -> list[Lane]:
+        """The next ready lanes, at most so many, all of one partition. They are the caller's until he gives each
+        back."""
+        line = self._line
+        for _ in range(len(line)):
+            of = line.popleft()
+            if of.place in self._late:  # an earlier handler of this partition still runs
+                line.append(of)
+                continue
+            ready = of.ready
+            taken = [ready.popleft() for _ in range(min(most, len(ready)))]
+            if ready:
+                line.append(of)
+            else:
+                of.listed = False
+            self.ready -= len(taken)
+            of.running += len(taken)
+            return taken
+        return []
+
+    def give_back(self, lane: Lane, until: float | None = None, *, untouched: bool = False) -> bool:
+        """The worker is through with it, for now; it waits `until` a moment before its head is tried again. One that he
+        has not come to is the first in line again. True if its partition is gone, so that somebody may wait for that.
+        """
+        if self.park(lane):
+            return True
+        of = lane.of
+        if not lane.messages:
+            del of.lanes[lane.key]
+        elif until is not None:
+            heapq.heappush(self._waiting, (until, next(self._numbers), lane))
+        else:
+            self._make_ready(lane, first=untouched)
+        return False
+
+    def park(self, lane: Lane) -> bool:
+        """Nobody works on it, and it stays the caller's, until he resumes it or gives it back. True as above."""
+        of = lane.of
+        of.running -= 1
+        if of.progress.revoked:
+            self._late[of.place] -= 1
+            if not self._late[of.place]:
+                del self._late[of.place]
+            return True
+        return False
+
+    def resume(self, lane: Lane) -> bool:
+        """False if its partition is gone."""
+        if lane.of.progress.revoked:
+            return False
+        lane.of.running += 1
+        return True
+
+    def next_moment(self) -> float | None:
+        """When the next waiting lane is ready."""
+        return self._waiting[0][0] if self._waiting else None
+
+    def wake(self, now: float) -> int:
+        """Lanes whose moment has come are ready. Returns how many."""
+        count = 0
+        while self._waiting and self._waiting[0][0] <= now:
+            self._make_ready(heapq.heappop(self._waiting)[2])
+            count += 1
+        return count
+
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def _make_ready(self, lane: Lane, *, first: bool = False) -> None:
+        of = lane.of
+        if first:
+            of.ready.appendleft(lane)
+        else:
+            of.ready.append(lane)
+        self.ready += 1
+        if not of.listed:
+            of.listed = True
+            self._line.append(of)

@@ -1,0 +1,350 @@
+"""The workers: they take lanes (`lanes.py`), call the handler, and settle what becomes of each message.
+
+Three kinds: threads for sync handlers, tasks of an event loop for async ones, and both for batches. What they share is
+here; `threads.py` and `tasks.py` have the rest.
+
+Threads: `add`, `give_up`, `wait_until_free`, `wait_for_progress` and `end` are called by the poll thread, everything
+else by workers. Daemon threads and no executor: an executor's threads are joined at the interpreter's exit, so a
+handler that never returns would keep the process for ever.
+
+Lock: `lock` guards the lanes, the circuit, the failure and who waits. Handlers, dead letters and events run outside of
+it. `progress.finished` takes no lock: a worker appends, and is through with the message before it gives the lane back,
+so a drain that finds the lane free finds what was finished.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from safekafka.consumer.attempt import DeadLetters, Exhausted, Later, decide
+from safekafka.consumer.batches import Batch, Batches, Filling
+from safekafka.consumer.current import Handling, Limit
+from safekafka.consumer.lanes import Lane, Lanes, Order, PartitionLanes
+from safekafka.consumer.retry import Retry
+from safekafka.deadletter.publisher import limit_reached
+from safekafka.errors import HandlerFailed
+from safekafka.observe import Event, emit
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+    from safekafka.deadletter.config import DeadLetter
+
+Handler: TypeAlias = "Callable[[Any], Any]"
+
+SLICE_SECONDS = 0.05  # a worker that has taken several lanes gives back after so long what it has not come to
+_LANES_AT_ONCE = 64
+
+
+def pace(most: int, came_to: int, of: int, seconds: float) -> int:
+    """How many lanes a worker takes next, who came to so many of those that he took, in so many seconds."""
+    if came_to < of or seconds > SLICE_SECONDS:
+        return max(1, came_to // 2)
+    return min(2 * most, _LANES_AT_ONCE) if seconds < SLICE_SECONDS / 2 else most
+
+
+class Pool:
+    """`batch`: the handler takes lists, of at most so many messages, which wait at most so many seconds for more."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        order: Order,
+        concurrency: int,
+        retry: Retry,
+        dead_letters: DeadLetters | None,
+        letters: DeadLetter | None,
+        batch: tuple[int, float] | None,
+    ) -> None:
+        self.handler = handler
+        self.concurrency = concurrency
+        self.retry = retry
+        self.dead_letters = dead_letters
+        self.batches = None if batch is None else Batches(*batch)
+        self.lock = threading.Lock()
+        self.lanes = Lanes(order)
+        self.limit = Limit()
+        self.handlings: list[Handling] = []  # of each worker
+        has_limit = letters is not None and (letters.max_consecutive is not None or letters.max_rate is not None)
+        self._circuit = letters.circuit() if letters is not None and has_limit else None
+        self._stops_at_limit = letters is not None and letters.on_limit == "stop"
+        self.troubled = False  # the circuit has heard of a failure, and of no success since
+        self.held = False  # the circuit is open: one message at a time is tried, after pauses
+        self._held_since = 0.0
+        self._probing = False
+        self.failure: BaseException | None = None  # why the consumer has to stop
+        self.ended = False
+        self.retries = self.dead_lettered = 0
+        self._free = threading.Condition(self.lock)
+        self._watched = False  # the poll thread waits at `_free`
+
+    # ---- the poll thread
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def add(self, runs: Sequence[tuple[PartitionLanes, Sequence[Message]]]) -> None:
+        """New messages, of a partition each; in one hold of the lock, for which all workers may be waiting."""
+        with self.lock:
+            self._wake(sum([self.lanes.add(of, messages) for of, messages in runs]))
+
+    def give_up(self, partitions: Collection[PartitionLanes], deadline: float | None) -> None:
+        """Waiting messages of these partitions are not handled any more; a running handler goes on, and may look at its
+        deadline."""
+        with self.lock:
+            self.limit.deadline = deadline
+            self.lanes.give_up(partitions)
+            self._wake_all()  # who fills a batch with them stops waiting
+
+    def wait_until_free(self, partitions: Collection[PartitionLanes], until: float) -> bool:
+        """Wait until no message of these partitions is being handled; False if one still is at `until` (monotonic)."""
+        with self.lock:
+            return self._wait(lambda: self.lanes.are_free(partitions), until - monotonic())
+
+    def wait_for_progress(self, seconds: float) -> None:
+        """Until a worker gave something back, at most so long."""
+        with self.lock:
+            self._watched = True
+            self._free.wait(seconds)
+            self._watched = False
+
+    def _wait(self, until: Callable[[], bool], seconds: float) -> bool:
+        self._watched = True
+        try:
+            return self._free.wait_for(until, max(0.0, seconds))
+        finally:
+            self._watched = False
+
+    def end(self) -> None:
+        """Workers stop when they are through with their message."""
+        with self.lock:
+            self.ended = True
+            self._wake_all()
+
+    @property
+    def threads(self) -> Sequence[threading.Thread]:
+        """Of ours."""
+        raise NotImplementedError
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is somebody to handle messages."""
+        raise NotImplementedError
+
+    # ---- workers; `_wake`, `_wake_all`, `_next` under the lock
+
+    def _wake(self, lanes: int) -> None:
+        raise NotImplementedError
+
+    def _wake_all(self) -> None:
+        raise NotImplementedError
+
+    def _next(self, now: float, most: int) -> list[Lane]:
+        """Lanes to handle now. Of many that are ready a worker takes several: each look here has its price. `most`: as
+        many as it has time for (`pace`)."""
+        lanes = self.lanes
+        lanes.wake(now)
+        if self.held:
+            taken = lanes.take(1) if self._may_probe(now) else []
+            self._probing |= bool(taken)
+            return taken
+        return lanes.take(min(most, max(1, lanes.ready // (2 * self.concurrency))))
+
+    def _may_probe(self, now: float) -> bool:
+        """While the circuit is open: whether the caller is to try a message now, alone."""
+        assert self._circuit is not None
+        at = self._circuit.next_probe_at
+        return not self._probing and (at is None or now >= at)
+
+    def moment(self, now: float) -> float | None:
+        """When something that waits may go on. `now`: when the caller looked for something to do; a probe that was not
+        due then, and is by now, is one to wait for."""
+        moments = (self.lanes.next_moment(), None if self.batches is None else self.batches.next_moment())
+        soonest = min((moment for moment in moments if moment is not None), default=None)
+        if not self.held or self._circuit is None:
+            return soonest
+        if self._probing:
+            return None
+        probe_at = self._circuit.next_probe_at or 0.0
+        if self.lanes.ready and probe_at > now:
+            return probe_at
+        # A probe that is due waits for a message to try, as long as it takes: its moment lies in the past, and who
+        # waited for it would not wait at all.
+        return None if soonest is None else max(soonest, probe_at)
+
+    @property
+    def more(self) -> bool:
+        """Whether one who is idle has something to do, or to wait for."""
+        return self.lanes.ready > 0 or self.moment(monotonic()) is not None
+
+    def _give_back(self, handling: Handling, came_to: Sequence[Lane], moments: dict[Lane, float]) -> None:
+        """Under the lock; in the same hold of it the worker takes the next ones: it is the one that all fight for.
+        `came_to`: the lanes that were worked on."""
+        self._probing = False
+        gone = self._give_back_untouched(handling)
+        for lane in came_to:
+            gone |= self.lanes.give_back(lane, moments.get(lane))
+        if gone or moments or self.lanes.ready:
+            self._wake(max(1, self.lanes.ready))  # one takes note of the moments
+        if self._watched:
+            self._free.notify_all()
+
+    def _give_back_untouched(self, handling: Handling) -> bool:
+        gone = False
+        taken = handling.taken
+        while taken:
+            try:
+                lane = taken.pop()
+            except IndexError:  # the worker was quicker
+                break
+            gone |= self.lanes.give_back(lane, untouched=True)
+        return gone
+
+    def give_back(self, handling: Handling, came_to: Sequence[Lane], moments: dict[Lane, float]) -> None:
+        with self.lock:
+            self._give_back(handling, came_to, moments)
+
+    def rescue(self) -> None:
+        """Take the lanes that a worker has not come to, whose handler takes its time, for the others. Called by the
+        poll thread, again and again."""
+        late = monotonic() - 2 * SLICE_SECONDS
+        busy = [handling for handling in list(self.handlings) if handling.taken and handling.taken_at < late]
+        if busy:
+            with self.lock:
+                for handling in busy:
+                    self._give_back_untouched(handling)
+                self._wake(self.lanes.ready)
+
+    def next_batch(self, filling: Filling, now: float) -> Batch | float | None:
+        assert self.batches is not None
+        if self.held and not self._may_probe(now):
+            self.put_back(filling)
+            return self.moment(now)
+        found = self.batches.next(filling, self.lanes, now)
+        self._probing |= self.held and isinstance(found, Batch)
+        return found
+
+    def put_back(self, filling: Filling) -> None:
+        """Under the lock: nobody is about to handle what was gathered, so nobody shall wait for it."""
+        lanes, filling.lanes = filling.lanes, []
+        for lane in reversed(lanes):
+            self.lanes.give_back(lane, untouched=True)
+        if lanes and self._watched:
+            self._free.notify_all()
+
+    def batch_ended(self, batch: Batch, moment: float | None) -> None:
+        """It is through, or waits for its next attempt."""
+        assert self.batches is not None
+        with self.lock:
+            self._probing = False
+            if moment is None:
+                gone = [self.lanes.give_back(lane) for lane in batch.lanes]
+            else:
+                gone = [self.lanes.park(lane) for lane in batch.lanes]
+                self.batches.wait(batch, moment)
+            if self.lanes.ready or moment is not None or any(gone):
+                self._wake(max(1, self.lanes.ready))  # one of them takes note of the moment
+            if self._watched:
+                self._free.notify_all()
+
+    def failed(self, error: BaseException) -> None:
+        """The consumer has to stop."""
+        with self.lock:
+            if self.failure is None:
+                self.failure = error
+            self._wake_all()
+            self._free.notify_all()
+
+    def enter(self) -> Handling:
+        handling = Handling(self.limit)
+        self.handlings.append(handling)
+        return handling
+
+    # ---- one message that failed
+
+    async def settle(self, lane: Lane, message: Message, error: BaseException, began: float) -> float | None:
+        """None: it is settled (its dead letter is in Kafka), or given up since its partition is gone. Else the moment
+        of its next attempt. Raises what stops the consumer."""
+        progress = lane.of.progress
+        if progress.revoked and isinstance(error, Exception):
+            return None  # whoever has the partition next handles it
+        decision = decide(message, error, lane.trial, self.retry, began)
+        if isinstance(decision, Later):
+            self.retries += 1
+            lane.trial = decision.trial
+            return decision.moment if not self.held else self._probe_failed(decision.moment)
+        held_until = self.fails(message, decision)
+        if held_until is not None:
+            lane.trial = decision.trial
+            return held_until
+        lane.trial = None
+        await self.give_up_on(message, decision)
+        progress.finished.append(message)
+        return None
+
+    def fails(self, message: Message, exhausted: Exhausted) -> float | None:
+        """Ask the circuit. None: the message may be given up; else when to try it again. Raises `DeadLetterFailed`."""
+        circuit = self._circuit
+        if circuit is None:
+            return None
+        with self.lock:
+            now, openings = monotonic(), circuit.openings
+            may = circuit.failed(now)
+            opened, self.troubled, self.held = circuit.openings > openings, True, circuit.is_open
+            if opened:
+                self._held_since = now
+            until, why, held_for = circuit.next_probe_at, circuit.why, now - self._held_since
+        if may:
+            return None
+        if opened:
+            emit(
+                Event.DEAD_LETTER_CIRCUIT_OPEN,
+                message=f"{message.topic()}[{message.partition()}]@{message.offset()}",
+                error=type(exhausted.error).__qualname__,
+                why=why,
+            )
+        if self._stops_at_limit or held_for > self.retry.max_hold:
+            raise limit_reached(message, exhausted.error, why)
+        return until
+
+    def _probe_failed(self, moment: float) -> float:
+        """It has attempts left; nobody else tries before the next pause is over."""
+        assert self._circuit is not None
+        with self.lock:
+            if self._circuit.is_open:  # or a success has closed it meanwhile
+                self._circuit.failed(monotonic())
+            return max(moment, self._circuit.next_probe_at or 0.0)
+
+    def succeeds(self) -> None:
+        """A handler has, after failures."""
+        assert self._circuit is not None
+        with self.lock:
+            closed = self._circuit.succeeded(monotonic())
+            self.troubled = self.held = self._circuit.is_open
+            if closed:
+                self._wake_all()
+        if closed:
+            emit(Event.DEAD_LETTER_CIRCUIT_CLOSED, seconds=round(monotonic() - self._held_since, 1))
+
+    async def give_up_on(self, message: Message, exhausted: Exhausted) -> None:
+        """Returns when its dead letter is in Kafka."""
+        error = _as_raised_by_handler(exhausted.error)
+        if self.dead_letters is None:
+            raise HandlerFailed(message, exhausted.attempts, error) from error
+        await self._write(message, exhausted._replace(error=error))
+        self.dead_lettered += 1
+
+    async def _write(self, message: Message, exhausted: Exhausted) -> None:
+        raise NotImplementedError
+
+
+def _as_raised_by_handler(error: Exception) -> Exception:
+    """Without our own frames: the reader of a dead letter wants the handler's."""
+    trace = error.__traceback__
+    while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("safekafka.consumer."):
+        trace = trace.tb_next
+    return error if trace is None else error.with_traceback(trace)

@@ -1,0 +1,220 @@
+"""Workers for async handlers: tasks of one event loop, as many as `concurrency` says. The loop is one of our own, on a
+daemon thread, or the caller's (`arun`).
+
+Threads: the loop's. The poll thread wakes it by `call_soon_threadsafe`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from safekafka.consumer.attempt import Exhausted
+from safekafka.consumer.batches import Batch, Filling, handle
+from safekafka.consumer.current import Handling, enter
+from safekafka.consumer.lanes import Lane
+from safekafka.consumer.pool import SLICE_SECONDS, Pool, pace
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+
+class TaskPool(Pool):
+    """`loop`: that of the caller, running; None: one of our own."""
+
+    def __init__(self, *args: Any, loop: asyncio.AbstractEventLoop | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._own = loop is None
+        self._loop = loop or asyncio.new_event_loop()
+        self._thread: threading.Thread | None = None
+        self._ident = None if loop is None else threading.get_ident()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle: deque[asyncio.Future[None]] = deque()  # the loop's own
+
+    def start(self) -> None:
+        if self._own:
+            self._thread = threading.Thread(target=self._main, name="safekafka-loop", daemon=True)
+            self._thread.start()
+        self._call(self._start_one)
+
+    @property
+    def alive(self) -> bool:
+        return not self._loop.is_closed() and (self._thread is None or self._thread.is_alive())
+
+    @property
+    def threads(self) -> list[threading.Thread]:
+        return [] if self._thread is None else [self._thread]
+
+    def end(self) -> None:
+        super().end()
+        self._call(self._cancel_all)
+
+    def _call(self, function: Any, *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to be told
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _wake(self, lanes: int) -> None:
+        if threading.get_ident() == self._ident:
+            self._wake_some(lanes)
+        elif lanes:
+            self._call(self._wake_some, lanes)
+
+    def _wake_all(self) -> None:
+        self._call(self._wake_some, self.concurrency)
+
+    # ---- the loop's thread
+
+    def _main(self) -> None:
+        self._ident = threading.get_ident()
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    def _start_one(self) -> None:
+        task = self._loop.create_task(self._work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _wake_some(self, lanes: int) -> None:
+        while lanes > 0 and self._idle:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                lanes -= 1
+        for _ in range(min(lanes, self.concurrency - len(self._tasks))):
+            self._start_one()
+
+    def _cancel_all(self) -> None:
+        """What still runs had its time."""
+        for task in list(self._tasks):
+            task.cancel()
+        if self._own:
+            self._loop.call_soon(self._loop.call_soon, self._loop.stop)  # after they heard of it
+
+    async def _work(self) -> None:
+        handling = self.enter()
+        enter(handling)
+        try:
+            await (self._run(handling) if self.batches is None else self._run_batches(handling))
+        except BaseException as error:  # noqa: BLE001 - what it had is not finished; run() raises it
+            if not self.ended:
+                self.failed(error)
+        finally:
+            self.handlings.remove(handling)
+
+    async def _take(self, handling: Handling, most: int, came_to: Sequence[Lane], moments: dict[Lane, float]) -> int:
+        """Give back what was taken, and take the next lanes to handle. Returns how many; none at the end."""
+        while True:
+            with self.lock:
+                if came_to or handling.taken:
+                    self._give_back(handling, came_to, moments)
+                    came_to = ()
+                if self.ended or self.failure is not None:
+                    return 0
+                handling.taken_at = at = monotonic()
+                found = self._next(at, most)
+                handling.taken.extend(found)
+                moment, more = self.moment(at), self.more
+            if found:
+                if more:
+                    self._wake_some(1)
+                return len(found)
+            await self._sleep(moment)
+
+    async def _sleep(self, moment: float | None) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._idle.append(waiter)
+        if moment is not None:
+            alarm = self._loop.call_later(max(0.0, moment - monotonic()), _let_go, waiter)
+            try:
+                await waiter
+            finally:
+                alarm.cancel()
+        else:
+            await waiter
+
+    async def _run(self, handling: Handling) -> None:
+        handler = self.handler
+        most, taken = 1, handling.taken
+        came_to: list[Lane] = []
+        moments: dict[Lane, float] = {}
+        while count := await self._take(handling, most, came_to, moments):
+            began = handling.taken_at
+            end = began + SLICE_SECONDS
+            came_to, moments = [], {}
+            try:
+                while taken:
+                    try:
+                        lane = taken.popleft()
+                    except IndexError:  # the last one was taken for somebody else
+                        break
+                    came_to.append(lane)
+                    progress, messages = lane.of.progress, lane.messages
+                    handling.progress = progress
+                    while messages and not progress.revoked:
+                        message = messages.popleft()
+                        handling.message = message
+                        handling.attempt = 1 if lane.trial is None else lane.trial.attempts + 1
+                        try:
+                            await handler(message)
+                        except BaseException as error:  # noqa: BLE001 - `settle` raises what is no Exception
+                            moment = await self.settle(lane, message, error, began)
+                            if moment is not None:
+                                messages.appendleft(message)
+                                moments[lane] = moment
+                                break
+                        else:
+                            progress.finished.append(message)
+                            if self.troubled:
+                                self.succeeds()
+                        lane.trial = None
+                        began = monotonic()
+                        if began > end or self.held:
+                            break
+                    if began > end or self.held:
+                        break
+            except BaseException:
+                self.give_back(handling, came_to, moments)
+                raise
+            finally:
+                handling.message = handling.progress = None
+            most = pace(most, len(came_to), count, began - end + SLICE_SECONDS)
+
+    async def _run_batches(self, handling: Handling) -> None:
+        filling = Filling()
+        while (batch := await self._take_batch(filling)) is not None:
+            moment: float | None = None
+            try:
+                moment = await handle(self, batch, handling, self.handler)
+            finally:
+                self.batch_ended(batch, moment)
+
+    async def _take_batch(self, filling: Filling) -> Batch | None:
+        while True:
+            with self.lock:
+                if self.ended or self.failure is not None:
+                    self.put_back(filling)
+                    return None
+                found = self.next_batch(filling, monotonic())
+                more = self.more
+            if isinstance(found, Batch):
+                if more:
+                    self._wake_some(1)
+                return found
+            await self._sleep(found)
+
+    async def _write(self, message: Message, exhausted: Exhausted) -> None:
+        assert self.dead_letters is not None
+        await self.dead_letters.awrite(message, exhausted.error, exhausted.attempts)
+
+
+def _let_go(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,193 @@
+"""Workers for sync handlers: daemon threads, as many as `concurrency` says and there is work for.
+
+A handler that returns an awaitable all the same is awaited, in an event loop of the worker's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from safekafka.consumer.attempt import Exhausted, now
+from safekafka.consumer.batches import Batch, Filling, handle
+from safekafka.consumer.current import Handling, enter
+from safekafka.consumer.lanes import Lane
+from safekafka.consumer.pool import SLICE_SECONDS, Pool, pace
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+
+class ThreadPool(Pool):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._work = threading.Condition(self.lock)
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._loops = threading.local()
+
+    def start(self) -> None:
+        with self.lock:
+            self._start_one()
+
+    @property
+    def alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def threads(self) -> Sequence[threading.Thread]:
+        return self._threads
+
+    def _start_one(self) -> None:
+        run = self._run if self.batches is None else self._run_batches
+        thread = threading.Thread(
+            target=self._main, args=(run,), name=f"safekafka-worker-{len(self._threads)}", daemon=True
+        )
+        thread.start()
+        self._threads.append(thread)
+
+    def _wake(self, lanes: int) -> None:
+        if lanes and self._idle:
+            self._work.notify(lanes)
+        for _ in range(min(lanes - self._idle, self.concurrency - len(self._threads))):
+            self._start_one()
+
+    def _wake_all(self) -> None:
+        self._work.notify_all()
+
+    # ---- the workers
+
+    def _main(self, run: Any) -> None:
+        handling = self.enter()
+        enter(handling)
+        try:
+            run(handling)
+        except BaseException as error:  # noqa: BLE001 - what it had is not finished; run() raises it
+            self.failed(error)
+        finally:
+            loop = getattr(self._loops, "loop", None)
+            if loop is not None:
+                loop.close()
+
+    def _take(self, handling: Handling, most: int, came_to: Sequence[Lane], moments: dict[Lane, float]) -> int:
+        """Give back what was taken, and take the next lanes to handle. Returns how many; none at the end."""
+        with self.lock:
+            if came_to or handling.taken:
+                self._give_back(handling, came_to, moments)
+            while not self.ended and self.failure is None:
+                handling.taken_at = at = monotonic()
+                found = self._next(at, most)
+                if found:
+                    handling.taken.extend(found)
+                    self._pass_on()
+                    return len(found)
+                self._sleep(self.moment(at), at)
+        return 0
+
+    def _pass_on(self) -> None:
+        """Who has got work sees to it that somebody is there for the rest, now or at its moment. Only here is it known
+        that nobody is: one who was woken for the first lane counts as idle until he has it."""
+        if self.more:
+            self._wake(1)
+
+    def _sleep(self, until: float | None, at: float) -> None:
+        self._idle += 1
+        self._work.wait(None if until is None else max(0.0, until - at))
+        self._idle -= 1
+
+    def _run(self, handling: Handling) -> None:
+        handler, call_async = self.handler, self._awaited
+        most, taken = 1, handling.taken
+        came_to: list[Lane] = []
+        moments: dict[Lane, float] = {}
+        while count := self._take(handling, most, came_to, moments):
+            began = handling.taken_at
+            end = began + SLICE_SECONDS
+            came_to, moments = [], {}
+            try:
+                while taken:
+                    try:
+                        lane = taken.popleft()
+                    except IndexError:  # the last one was taken for somebody else
+                        break
+                    came_to.append(lane)
+                    progress, messages = lane.of.progress, lane.messages
+                    finished = progress.finished.append
+                    handling.progress = progress
+                    while messages and not progress.revoked:
+                        message = messages.popleft()
+                        handling.message = message
+                        if lane.trial is not None:
+                            handling.attempt = lane.trial.attempts + 1
+                        try:
+                            result = handler(message)
+                            if result is not None and inspect.isawaitable(result):
+                                call_async(result)
+                        except BaseException as error:  # noqa: BLE001 - `settle` raises what is no Exception
+                            moment = now(self.settle(lane, message, error, began))
+                            if moment is not None:
+                                messages.appendleft(message)
+                                moments[lane] = moment
+                                break
+                        else:
+                            finished(message)
+                            if self.troubled:
+                                self.succeeds()
+                        if lane.trial is not None:
+                            lane.trial, handling.attempt = None, 1
+                        began = monotonic()
+                        if began > end or self.held:
+                            break
+                    handling.attempt = 1
+                    if began > end or self.held:
+                        break
+            except BaseException:
+                self.give_back(handling, came_to, moments)
+                raise
+            finally:
+                handling.message = handling.progress = None
+            most = pace(most, len(came_to), count, began - end + SLICE_SECONDS)
+
+    def _run_batches(self, handling: Handling) -> None:
+        async def call(messages: list[Message]) -> None:
+            result = self.handler(messages)
+            if result is not None and inspect.isawaitable(result):
+                self._awaited(result)
+
+        filling = Filling()
+        while (batch := self._take_batch(filling)) is not None:
+            moment: float | None = None
+            try:
+                moment = now(handle(self, batch, handling, call))
+            finally:
+                self.batch_ended(batch, moment)
+
+    def _take_batch(self, filling: Filling) -> Batch | None:
+        with self.lock:
+            while not self.ended and self.failure is None:
+                at = monotonic()
+                found = self.next_batch(filling, at)
+                if isinstance(found, Batch):
+                    self._pass_on()
+                    return found
+                self._sleep(found, at)
+            self.put_back(filling)
+        return None
+
+    def _awaited(self, result: Any) -> None:
+        loop: asyncio.AbstractEventLoop | None = getattr(self._loops, "loop", None)
+        if loop is None:
+            loop = self._loops.loop = asyncio.new_event_loop()
+        loop.run_until_complete(_await(result))
+
+    async def _write(self, message: Message, exhausted: Exhausted) -> None:
+        assert self.dead_letters is not None
+        self.dead_letters.write(message, exhausted.error, exhausted.attempts)
+
+
+async def _await(result: Any) -> None:
+    await result

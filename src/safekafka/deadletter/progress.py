@@ -1,0 +1,139 @@
+"""What of a dead letter topic has been replayed or discarded, for each of its partitions. Pure.
+
+It is kept as the committed offset of a consumer group: all letters below it are done. A replay with a filter leaves
+letters behind, and does others beyond them; those are in the commit's metadata, as runs of offsets. Without them, the
+next replay would send them a second time, or this one would have to forget what it left behind.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+MAX_METADATA = 4_096  # bytes; the broker's offset.metadata.max.bytes
+_FORM = "safekafka-replay-1:"
+
+
+class Progress:
+    """`position`: all letters below it are done. `metadata`: as committed; another's counts as none."""
+
+    def __init__(self, position: int, metadata: str = "") -> None:
+        self.position = position
+        # What is done beyond the position: (start, stop), apart from each other, ascending.
+        self._runs = _decode(position, metadata)
+        self._lowest_open: int | None = None
+        self._last: tuple[int, bool] | None = None  # the letter passed last, and whether it is done
+
+    def is_done(self, offset: int) -> bool:
+        after = bisect_right(self._runs, (offset, math.inf))
+        return offset < self.position or (after > 0 and offset < self._runs[after - 1][1])
+
+    def passed(self, offset: int, done: bool) -> None:
+        """A letter was looked at; all from `position` on are, in ascending order. `done` is for good."""
+        if done:
+            # Between two letters in a row there is none, whatever the numbers say (compaction, transactions).
+            start = self._last[0] if self._last is not None and self._last[1] else offset
+            _join(self._runs, start, offset + 1)
+        elif self._lowest_open is None:
+            self._lowest_open = offset
+        self._last = offset, done
+
+    def at_end(self, end: int) -> None:
+        """There is no further letter below `end`."""
+        if self._last is None:
+            self.position = max(self.position, end)
+        elif self._last[1]:
+            _join(self._runs, self._last[0], max(end, self._last[0] + 1))
+
+    def expire(self, beginning: int) -> int:
+        """Retention has removed what is below `beginning`. How many offsets of that were not done."""
+        if beginning <= self.position:
+            return 0
+        done = sum(min(stop, beginning) - start for start, stop in self._runs if start < beginning)
+        left = beginning - self.position - done
+        self.position = beginning
+        return left
+
+    def to_commit(self) -> tuple[int, str]:
+        """The offset, and the metadata."""
+        position, runs = self._frontier(self._runs)
+        return position, _encode(position, runs)
+
+    def fits(self, offsets: Iterable[int]) -> bool:
+        """Whether these can be remembered as well."""
+        runs = self._runs.copy()
+        for offset in offsets:
+            _join(runs, offset, offset + 1)
+        return len(_encode(*self._frontier(runs))) <= MAX_METADATA
+
+    def _frontier(self, runs: list[tuple[int, int]]) -> tuple[int, list[tuple[int, int]]]:
+        position = self.position
+        if self._lowest_open is not None:
+            position = max(position, self._lowest_open)
+        else:
+            if self._last is not None:
+                position = max(position, self._last[0] + 1)
+            for start, stop in runs:
+                if start > position:
+                    break
+                position = max(position, stop)
+        return position, [(start, stop) for start, stop in runs if stop > position]
+
+
+def _join(runs: list[tuple[int, int]], start: int, stop: int) -> None:
+    """Put it in its place, and make one of those that touch."""
+    first = bisect_right(runs, (start, math.inf))
+    if first and runs[first - 1][1] >= start:
+        first -= 1
+        start = runs[first][0]
+    last = first
+    while last < len(runs) and runs[last][0] <= stop:
+        stop = max(stop, runs[last][1])
+        last += 1
+    runs[first:last] = [(start, stop)]
+
+
+def _encode(position: int, runs: list[tuple[int, int]]) -> str:
+    """Distances, since they are small numbers."""
+    if not runs:
+        return ""
+    edges = [position, *(edge for run in runs for edge in run)]
+    data = b"".join(_varint(later - earlier) for earlier, later in pairwise(edges))
+    return _FORM + base64.b85encode(zlib.compress(data, 9)).decode()
+
+
+def _decode(position: int, metadata: str) -> list[tuple[int, int]]:
+    if not metadata.startswith(_FORM):
+        return []
+    try:
+        distances = list(_varints(zlib.decompress(base64.b85decode(metadata.removeprefix(_FORM)))))
+    except (ValueError, zlib.error):
+        return []
+    edges = []
+    for distance in distances:
+        position += distance
+        edges.append(position)
+    return list(zip(edges[::2], edges[1::2], strict=False))
+
+
+def _varint(number: int) -> bytes:
+    data = bytearray()
+    while number > 0x7F:
+        data.append(number & 0x7F | 0x80)
+        number >>= 7
+    data.append(number)
+    return bytes(data)
+
+
+def _varints(data: bytes) -> Iterator[int]:
+    number = shift = 0
+    for byte in data:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            yield number
+            number = shift = 0

@@ -1,0 +1,73 @@
+"""The judge of the consumer's fault suites finds what it is there to find."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.crash.consumer_judge import Judgement, Logged, judge
+from tests.crash.consumer_ledger import read_ledger
+
+S = 1_000_000_000
+LOG = [Logged(0, offset, "k") for offset in range(3)]
+
+
+def judged(*lines: str) -> Judgement:
+    return judge(read_ledger(lines), LOG)
+
+
+def assigned(member: str, at: int) -> str:
+    return f"told {member} partitions_assigned 0 {at}"
+
+
+def handled(member: str, offset: int, start: int, end: int | None = None, key: str = "k") -> str:
+    return f"handled {member} 0 {offset} {key} {start} {start + 1 if end is None else end}"
+
+
+GOOD = (assigned("a", 0), handled("a", 0, 10), handled("a", 1, 20), handled("a", 2, 30), "committed a 0 3 40")
+
+
+def test_a_run_without_a_flaw_has_none() -> None:
+    found = judged(*GOOD, "told a closed - 50")
+    found.check()
+    assert (found.records, found.handlings, found.repeated.total()) == (3, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("broken", "lines"),
+    [
+        ("unhandled", [GOOD[0], GOOD[1], GOOD[2]]),
+        ("out of order", [GOOD[0], handled("a", 1, 10), handled("a", 0, 20), handled("a", 2, 30)]),
+        ("overlapping", [GOOD[0], handled("a", 0, 10, 25), GOOD[2], GOOD[3]]),
+        ("committed too far", [GOOD[0], GOOD[1], "committed a 0 2 15", GOOD[2], GOOD[3]]),
+        ("handled without having the partition", [*GOOD[:3], "told a partitions_revoked 0 25", GOOD[3]]),
+        ("repeated without a reason", [*GOOD, handled("a", 2, 45)]),  # within one assignment
+        ("repeated without a reason", [*GOOD, "told a killed - 50", assigned("b", 60), handled("b", 2, 70)]),
+        ("repeated without a reason", [*GOOD[:4], "told a closed - 50", assigned("b", 60), handled("b", 2, 70)]),
+        (
+            "repeated without a reason",
+            [*GOOD[:4], "told a partitions_revoked 0 50", assigned("b", 60), handled("b", 2, 70)],
+        ),
+    ],
+)
+def test_what_breaks_a_promise_is_found(broken: str, lines: list[str]) -> None:
+    found = judged(*lines)
+    assert broken in [what for what, cases in found.problems.items() if cases], found
+
+
+def test_what_was_not_committed_when_a_member_was_killed_may_be_repeated() -> None:
+    found = judged(
+        *GOOD[:3], "committed a 0 1 25", GOOD[3], "told a killed - 50", assigned("b", 60), handled("b", 2, 70)
+    )
+    found.check()
+    assert (found.repeated, found.uncommitted["killed"]) == ({"killed": 1}, 2)
+
+
+def test_a_commit_that_failed_when_the_partition_was_revoked_explains_what_is_repeated() -> None:
+    left = "told a partitions_revoked 0 50", f"told a commit_failed - {S}", f"told a closed - {9 * S}"
+    judged(*GOOD[:4], *left, assigned("b", 60), handled("b", 2, 70)).check()
+
+
+def test_a_member_that_was_cut_off_and_handles_what_it_had_is_no_breach() -> None:
+    found = judged(*GOOD[:3], assigned("b", 60), handled("b", 2, 70), "committed b 0 3 80", handled("a", 2, 90))
+    found.check()
+    assert found.repeated == {"late": 1}

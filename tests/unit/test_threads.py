@@ -1,0 +1,260 @@
+"""Workers for sync handlers: nothing waits while a worker could have it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import tenacity
+from confluent_kafka import Message
+
+from safekafka import DeadLetter, Retry
+from safekafka.consumer.lanes import PartitionLanes
+from safekafka.consumer.progress import PartitionProgress
+from safekafka.consumer.tasks import TaskPool
+from safekafka.consumer.threads import ThreadPool
+from tests.processes import wait_until
+
+
+class FakeMessage:
+    def __init__(self, partition: int) -> None:
+        self._partition = partition
+
+    def topic(self) -> str:
+        return "orders"
+
+    def partition(self) -> int:
+        return self._partition
+
+    def offset(self) -> int:
+        return 0
+
+
+class Handler:
+    """Partition 0 does not come back before the end; of the others, what begins is noted."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.fails: set[int] = set()
+        self.gate = threading.Event()
+
+    def __call__(self, given: Any) -> None:
+        partition = (given[0] if isinstance(given, list) else given).partition()
+        self.begun.append(partition)
+        if partition in self.fails:
+            self.fails.discard(partition)
+            raise ValueError("once")
+        if partition == 0:
+            self.gate.wait(60)
+
+
+@pytest.fixture
+def handler() -> Handler:
+    return Handler()
+
+
+@pytest.fixture(params=["one by one", "batches"])
+def pool(handler: Handler, request: pytest.FixtureRequest) -> Iterator[ThreadPool]:
+    made = ThreadPool(
+        handler,
+        order="partition",
+        concurrency=3,
+        retry=Retry(wait=tenacity.wait_fixed(0.3)),
+        dead_letters=None,
+        letters=None,
+        batch=(1, 0.01) if request.param == "batches" else None,
+    )
+    made.start()
+    wait_until(lambda: made._idle == 1, 10, "the first worker to be idle")
+    yield made
+    handler.gate.set()
+    made.end()
+    for thread in made.threads:
+        thread.join(10)
+
+
+def adding(pool: ThreadPool) -> Callable[[int], None]:
+    def add(partition: int) -> None:
+        messages: Any = [FakeMessage(partition)]
+        pool._wake(pool.lanes.add(PartitionLanes(PartitionProgress("orders", partition)), messages))
+
+    return add
+
+
+def test_lanes_that_come_while_a_worker_wakes_up_do_not_wait_for_each_other(pool: ThreadPool, handler: Handler) -> None:
+    add = adding(pool)
+    with pool.lock:  # nobody wakes up before all have come
+        for partition in range(3):
+            add(partition)
+    wait_until(lambda: sorted(handler.begun) == [0, 1, 2], 10, lambda: f"all to begin: {handler.begun}")
+
+
+def test_a_retry_does_not_wait_for_a_handler_that_began_meanwhile(pool: ThreadPool, handler: Handler) -> None:
+    handler.fails.add(1)
+    add = adding(pool)
+    with pool.lock:
+        add(1)
+    wait_until(lambda: handler.begun == [1], 10, "the first attempt")
+    with pool.lock:
+        add(0)
+    wait_until(lambda: sorted(handler.begun) == [0, 1, 1], 10, lambda: f"the second attempt: {handler.begun}")
+
+
+class FakeDeadLetters:
+    def write(self, message: Any, error: BaseException, attempts: int) -> None: ...
+
+    async def awrite(self, message: Any, error: BaseException, attempts: int) -> None: ...
+
+
+@pytest.mark.parametrize("kind", [ThreadPool, TaskPool])
+@pytest.mark.parametrize("batch", [None, (1, 0.01)])
+def test_an_open_circuit_with_nothing_to_try_costs_no_cpu_and_tries_what_comes(kind: Any, batch: Any) -> None:
+    begun: list[int] = []
+
+    def fail(given: Any) -> None:
+        begun.append((given[0] if isinstance(given, list) else given).partition())
+        raise ConnectionError("downstream")
+
+    async def fail_async(given: Any) -> None:
+        fail(given)
+
+    pool = kind(
+        fail if kind is ThreadPool else fail_async,
+        order="partition",
+        concurrency=3,
+        retry=Retry(attempts=1),
+        dead_letters=FakeDeadLetters(),
+        letters=DeadLetter("orders.dlq", max_consecutive=1),
+        batch=batch,
+    )
+    pool.start()
+    try:
+        lanes = [PartitionLanes(PartitionProgress("orders", partition)) for partition in range(3)]
+        for of in lanes[:2]:
+            pool.add([(of, [FakeMessage(of.place[1])])])
+        wait_until(lambda: pool.held, 10, "the circuit to open")
+        pool.give_up(lanes[:2], None)  # as a rebalance that takes all partitions
+        assert pool._circuit.next_probe_at is not None
+        wait_until(lambda: time.monotonic() > pool._circuit.next_probe_at + 0.1, 10, "a probe to be due")
+        tries, wake = 0, pool.lanes.wake
+
+        def counting(now: float) -> int:
+            nonlocal tries
+            tries += 1
+            return int(wake(now))
+
+        pool.lanes.wake = counting
+        time.sleep(0.5)  # in which nothing is to happen
+        assert tries <= 3
+        pool.add([(lanes[2], [FakeMessage(2)])])
+        wait_until(lambda: 2 in begun, 10, "what comes to be tried")
+    finally:
+        pool.end()
+        for thread in pool.threads:
+            thread.join(10)
+
+
+class HalfFull:
+    """Two workers: one has a full batch of partition 0, whose handler fails when it may go on; the other waits for more
+    than the one message of partition 1 that it has."""
+
+    def __init__(self, kind: Any, error: BaseException, **options: Any) -> None:
+        self.go_on = threading.Event()
+        self.lanes = [PartitionLanes(PartitionProgress("orders", partition)) for partition in range(2)]
+        self.handled: list[int | None] = []
+
+        def fail(messages: list[Message]) -> None:
+            self.handled.append(messages[0].partition())
+            assert self.go_on.wait(30)
+            raise error
+
+        async def fail_async(messages: list[Message]) -> None:
+            self.handled.append(messages[0].partition())
+            await asyncio.to_thread(self.go_on.wait, 30)
+            raise error
+
+        self.pool = kind(
+            fail if kind is ThreadPool else fail_async,
+            order="partition",
+            concurrency=2,
+            retry=Retry(attempts=1),
+            batch=(2, 60.0),
+            **{"dead_letters": None, "letters": None, **options},
+        )
+
+    def __enter__(self) -> HalfFull:
+        self.pool.start()
+        for partition, count in ((0, 2), (1, 1)):
+            of = self.lanes[partition]
+            messages = [Message("orders", partition, offset, None, b"1") for offset in range(count)]
+            self.pool.add([(of, of.progress.track_run(messages, epochs=False))])
+            wait_until(lambda: of.running == 1, 10, "a worker to take the lane")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.go_on.set()
+        self.pool.end()
+        for thread in self.pool.threads:
+            thread.join(10)
+
+    def drain(self) -> float:
+        """As a rebalance, and the end, do it. Seconds."""
+        began = time.monotonic()
+        self.pool.give_up(self.lanes, began + 10)
+        assert self.pool.wait_until_free(self.lanes, began + 10), [of.running for of in self.lanes]
+        return time.monotonic() - began
+
+
+@pytest.mark.parametrize("kind", [ThreadPool, TaskPool])
+def test_a_half_filled_batch_holds_up_no_end_of_a_consumer_that_failed(kind: Any) -> None:
+    with HalfFull(kind, SystemExit("injected")) as half:
+        half.go_on.set()
+        wait_until(lambda: half.pool.failure is not None, 10, "the failure")
+        assert half.drain() < 3
+        assert 1 not in half.handled
+
+
+@pytest.mark.parametrize("kind", [ThreadPool, TaskPool])
+def test_a_half_filled_batch_holds_up_no_rebalance_while_the_circuit_is_open(kind: Any) -> None:
+    letters = DeadLetter("orders.dlq", max_consecutive=1)
+    with HalfFull(kind, ConnectionError("downstream"), dead_letters=FakeDeadLetters(), letters=letters) as half:
+        half.go_on.set()
+        wait_until(lambda: half.pool.held, 10, "the circuit to open")
+        with half.pool.lock:
+            half.pool._circuit.next_probe_at += 30  # as later, when the pauses are long
+        assert half.drain() < 3
+        assert 1 not in half.handled
+
+
+@pytest.mark.parametrize("kind", [ThreadPool, TaskPool])
+def test_what_a_half_filled_batch_had_is_tried_when_the_circuit_allows_it(kind: Any) -> None:
+    letters = DeadLetter("orders.dlq", max_consecutive=1)
+    with HalfFull(kind, ConnectionError("downstream"), dead_letters=FakeDeadLetters(), letters=letters) as half:
+        half.go_on.set()
+        wait_until(lambda: half.pool.held, 10, "the circuit to open")
+        half.pool.batches._max_wait = 0.01  # of what is filled from now on
+        half.pool.give_up(half.lanes[:1], None)
+        wait_until(lambda: 1 in half.handled, 10, lambda: f"partition 1 to be tried: {half.handled}")
+
+
+def test_a_probe_that_becomes_due_while_a_worker_looks_is_waited_for() -> None:
+    """It would sleep until the next message comes, although there is one to try."""
+    pool = ThreadPool(
+        lambda _: None,
+        order="partition",
+        concurrency=1,
+        retry=Retry(),
+        dead_letters=None,
+        letters=DeadLetter("orders.dlq", max_consecutive=1),
+        batch=None,
+    )
+    assert pool._circuit is not None
+    message: Any = FakeMessage(0)
+    pool.lanes.add(PartitionLanes(PartitionProgress("orders", 0)), [message])
+    pool.held = True
+    due = pool._circuit.next_probe_at = time.monotonic() - 0.001
+    assert pool.moment(due - 0.001) == due
