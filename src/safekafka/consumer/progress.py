@@ -50,6 +50,7 @@ class PartitionProgress:
         "_finished_to",
         "_first",
         "_open",
+        "_unbroken_from",
         "before",
         "bytes",
         "finished",
@@ -80,15 +81,21 @@ class PartitionProgress:
         self._epochs: deque[tuple[int, int]] = deque()  # of the leaders that wrote what was delivered, each from where
         self._committed: Position | None = None
         self._first: int | None = None  # the first offset delivered
+        self._unbroken_from = 0  # each offset from here to `next_offset` was delivered
 
     def track(self, offset: int, size: int, epoch: int = -1) -> bool:
-        """The message was delivered to us; `epoch` is its leader's, -1 if unknown. False: an earlier owner has finished
-        it, it is not to be handled. Offsets come in ascending order."""
+        """The message was delivered to us; `epoch` is its leader's, -1 if unknown. False: it is not to be handled, for
+        an earlier owner has finished it, or the client hands it out a second time, which it does around
+        rebalances. Offsets come in ascending order but for that."""
         if self.next_offset is not None and offset < self.next_offset:
+            if offset >= self._unbroken_from:
+                return False
             raise ValueError(
                 f"{self.topic}[{self.partition}]: offset {offset} delivered after {self.next_offset - 1}; tracking it "
                 "would move the frontier past messages that were not handled"
             )
+        if offset != self.next_offset:
+            self._unbroken_from = offset
         if self._first is None:
             self._first = offset
         if not self._epochs or self._epochs[-1][1] != epoch:
@@ -118,6 +125,10 @@ class PartitionProgress:
                 for message in messages
                 if self.track(message.offset(), len(message), _epoch_of(message) if epochs else -1)  # type: ignore[arg-type]
             ]
+        if offsets[-1] - offsets[0] >= len(offsets):  # with gaps
+            self._unbroken_from = _last_unbroken(offsets)
+        elif offsets[0] != self.next_offset:
+            self._unbroken_from = offsets[0]
         leader = _epoch_of(messages[0]) if epochs else -1
         if self._first is None:
             self._first = offsets[0]
@@ -209,6 +220,14 @@ class PartitionProgress:
                 for first, epoch in before.epochs[max(0, bisect_right(starts, coming) - 1) :]
             ]
         return OffsetMap(self.topic_id, frontier, end, open_, told) if end > frontier else None
+
+
+def _last_unbroken(offsets: Sequence[int]) -> int:
+    """The first of those at the end that have no gap among them."""
+    at = len(offsets) - 1
+    while at and offsets[at - 1] == offsets[at] - 1:
+        at -= 1
+    return offsets[at]
 
 
 def _epoch_of(message: Message) -> int:
