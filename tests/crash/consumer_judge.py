@@ -157,7 +157,7 @@ class _Repeats:
         if before is after:
             self.unexplained.append(f"{later}: the same assignment had handled it")
             return
-        if after.begun < before.begun:  # it was cut off from the group, and did not know yet
+        if after.begun < before.begun or after.was_stale:  # it was cut off from the group, and did not know yet
             self.by_end[LATE] += 1
             return
         self.by_end[before.how] += 1

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 End: TypeAlias = Literal["killed", "closed", "revoked", "lost", "kept"]
 _ENDS: dict[str, End] = {"partitions_revoked": "revoked", "partitions_lost": "lost"}
+_AT_ONCE = 1_000_000_000  # nanoseconds
 # What a consumer tells when a commit or a drain did not come to its end: its records may come again.
 _TROUBLE = frozenset({"commit_failed", "handler_abandoned", "close_timed_out"})
 
@@ -42,6 +43,11 @@ class Tenure:
     begun: int
     ended: int | None = None
     how: End = "kept"
+
+    @property
+    def was_stale(self) -> bool:
+        """Told when it had been lost already: the member stood still between asking where to begin and telling so."""
+        return self.how == "lost" and self.ended is not None and self.ended - self.begun < _AT_ONCE
 
 
 @dataclass

@@ -71,3 +71,12 @@ def test_a_member_that_was_cut_off_and_handles_what_it_had_is_no_breach() -> Non
     found = judged(*GOOD[:3], assigned("b", 60), handled("b", 2, 70), "committed b 0 3 80", handled("a", 2, 90))
     found.check()
     assert found.repeated == {"late": 1}
+
+
+def test_a_member_that_stood_still_while_it_was_given_partitions_may_repeat_until_it_learns_of_their_loss() -> None:
+    def lost(after: int) -> Judgement:
+        return judged(*GOOD, assigned("b", 60), handled("b", 2, 70), f"told b partitions_lost 0 {60 + after}")
+
+    lost(S // 2).check()
+    assert lost(S // 2).repeated == {"late": 1}
+    assert lost(2 * S).problems["repeated without a reason"]
