@@ -25,7 +25,7 @@ def test_a_replay_killed_at_any_moment_loses_no_letter(kafka_mock: MockCluster, 
     kafka_mock.create_topic(DEAD, partitions=PARTITIONS)
     servers, log = kafka_mock.bootstrap_servers, tmp_path / "log"
     kills = 6 * scale
-    count = 300 * (kills + 1)
+    count = 1_000 * (kills + 1)  # more than are replayed in between
     producer = Producer({"bootstrap.servers": servers})
     for number in range(count):
         error = "KeyError" if number % 3 == 0 else "ValueError"
@@ -39,13 +39,12 @@ def test_a_replay_killed_at_any_moment_loses_no_letter(kafka_mock: MockCluster, 
     def replayed() -> list[int]:
         return [int(message.value() or b"-1") for message in read_log(servers, TOPIC, timeout=60)]
 
-    sent: list[int] = []
     for _ in range(kills):
-        before = len(sent)
-        with program("replay", servers, DEAD, log=log):
-            wait_until(lambda: len(replayed()) > before + 20, 90, log.read_text)
+        before = len(replayed())
+        with program("replay", servers, DEAD, log=log) as killed:
+            wait_until(lambda: len(replayed()) > before + 20 or killed.poll() is not None, 90, log.read_text)
             time.sleep(chance.random() * 1.5)  # the moment of the kill, not a wait for something
-        sent = replayed()
+            assert killed.poll() is None, f"it came to its end: {log.read_text()}"
     with program("replay", servers, DEAD, log=log) as last:
         assert last.wait(300) == 0, log.read_text()
     sent = replayed()

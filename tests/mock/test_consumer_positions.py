@@ -240,9 +240,24 @@ def test_the_client_tells_a_partition_without_position_although_it_is_paused_mea
 
 
 def test_C3_a_position_that_is_asked_for_while_the_group_rebalances_moves_no_partition_under_a_running_handler(
-    cluster: MockCluster,
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Assigned anew then, one of them would be the answer to the rebalance for the client, and its callback be late."""
+    """Assigned anew then, one of them would be the answer to the rebalance for the client, and its callback be late.
+
+    Mock brokers wait at a rebalance for no longer than a session. On a busy machine another rebalance may follow while
+    the first member still lets its handlers finish, and they cut it off: that try tells nothing.
+    """
+    for number in range(4):
+        caplog.clear()
+        overlaps = handled_by_both(cluster, f"{GROUP}-{number}")
+        if "partitions_lost" not in caplog.text:
+            break
+    assert "partitions_lost" not in caplog.text
+    assert overlaps == []
+
+
+def handled_by_both(cluster: MockCluster, group: str) -> list[int]:
+    """Partitions whose next message began at the second member while the first one's was running."""
     fill(cluster, PARTITIONS)
     cluster.start_request_tracking()
     busy: set[int] = set()
@@ -253,15 +268,15 @@ def test_C3_a_position_that_is_asked_for_while_the_group_rebalances_moves_no_par
     def take_long(message: Message) -> None:
         busy.add(message.partition() or 0)
         assert asked.wait(30)
-        time.sleep(9)  # in which the other member would begin
+        time.sleep(4)  # in which the other member would begin
         busy.discard(message.partition() or 0)
 
     def other(message: Message) -> None:
         begun.append(message.partition() or 0)
         overlaps.extend(busy & {message.partition() or 0})
 
-    quick = {"session.timeout.ms": 4000, "heartbeat.interval.ms": 100}  # mock brokers wait for so long at a rebalance
-    config = {"partition.assignment.strategy": "cooperative-sticky", **quick}
+    quick = {"session.timeout.ms": 1500, "heartbeat.interval.ms": 100}
+    config = {"partition.assignment.strategy": "cooperative-sticky", "group.id": group, **quick}
     consumer = consumer_of(cluster, config, concurrency=PARTITIONS)
     positions = consumer._session._positions
     ask = positions.ask
@@ -283,7 +298,7 @@ def test_C3_a_position_that_is_asked_for_while_the_group_rebalances_moves_no_par
             assert asked.wait(30)
             fill(cluster, PARTITIONS)
             wait_until(lambda: bool(begun), 40, "the other member's first message")
-    assert overlaps == []
+    return overlaps
 
 
 # ---- latest
