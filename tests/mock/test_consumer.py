@@ -27,6 +27,7 @@ from safekafka import (
     SafeConsumer,
     SafeKafkaError,
 )
+from safekafka.client import _Consumer
 from safekafka.consumer.threads import ThreadPool
 from safekafka.deadletter.headers import PREFIX
 from safekafka.testing import MockCluster
@@ -607,6 +608,24 @@ def test_C6_the_group_is_left_at_once_and_a_static_member_keeps_its_place(cluste
     cluster.start_request_tracking()
     run(consumer_of(cluster, {"group.instance.id": "one"} if static else {}), Handled(3))
     assert len(cluster.requests(ApiKey.LeaveGroup)) == (0 if static else 1)
+    assert committed(cluster) == {0: 1, 1: 1, 2: 1}
+
+
+@pytest.mark.parametrize("config", [{}, {"partition.assignment.strategy": "cooperative-sticky"}])
+def test_C6_the_group_is_left_before_the_client_is_closed(
+    cluster: MockCluster, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rebalance answered inside the client's close() may wait for ever, with the interpreter's lock held."""
+    fill(cluster, 3)
+    had: list[list[TopicPartition]] = []
+
+    def close(client: _Consumer) -> None:
+        had.append(client.assignment())
+        Consumer.close(client)
+
+    monkeypatch.setattr(_Consumer, "close", close)
+    run(consumer_of(cluster, config), Handled(3))
+    assert had == [[]]
     assert committed(cluster) == {0: 1, 1: 1, 2: 1}
 
 

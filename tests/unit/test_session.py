@@ -130,6 +130,7 @@ class World:
             stop_on_expired=False,
             maps=False,
             told_once=False,
+            static=False,
             on_commit_of_user=None,
         )
         self.session.subscribe([TOPIC])

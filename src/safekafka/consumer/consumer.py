@@ -145,6 +145,7 @@ class SafeConsumer:
             stop_on_expired=on_records_expired == "stop",
             maps=order != "partition",
             told_once=str(settings.get("group.protocol")).strip().lower() == "consumer",
+            static="group.instance.id" in settings,
             on_commit_of_user=on_commit_of_user,
         )
         self._letters = letters

@@ -90,7 +90,7 @@ class Limits:
 class Session:
     """`maps`: whether messages may finish out of order, so that what is finished beyond the frontier is told in the
     commit. `told_once`: whether the group's protocol is one in which an assignment may be missed
-    (`assignment_watch.py`)."""
+    (`assignment_watch.py`). `static`: whether the group keeps the member's place when it ends."""
 
     def __init__(
         self,
@@ -104,6 +104,7 @@ class Session:
         stop_on_expired: bool,
         maps: bool,
         told_once: bool,
+        static: bool,
         on_commit_of_user: Callable[..., None] | None,
     ) -> None:
         self.client = client
@@ -112,6 +113,7 @@ class Session:
         self._topic_ids = topic_ids
         self._limits = limits
         self._maps = maps
+        self._static = static
         self._on_commit_of_user = on_commit_of_user
         self._positions = Positions(
             client,
@@ -155,7 +157,7 @@ class Session:
         self._missed_polls = False  # before the present one, for so long that the client has left the group
         self._seeks: deque[TopicPartition] = deque()  # asked for by other threads
         self._end = math.inf  # monotonic; set when the end begins
-        self._closing = False  # inside the client's close()
+        self._closing = False  # leaving the group, and inside the client's close()
         self._helper: threading.Thread | None = None
 
     def subscribe(self, topics: list[str]) -> None:
@@ -868,9 +870,26 @@ class Session:
         if self.pool is not None:
             self.pool.end()
         self._closing = True
+        self._leave(end)
         if not self._bounded(self.client.close, end):
             emit(Event.CLOSE_TIMED_OUT, shutdown_timeout=self._limits.shutdown_timeout)
         return end
+
+    def _leave(self, until: float) -> None:
+        """Leave the group while the client still runs, so that no rebalance is answered inside its `close()`.
+
+        There the answer may wait for ever, with the interpreter's lock held, and the process would have to be killed: a
+        question to the group that is under way as it ends is thrown away (librdkafka 2.16: `rd_kafka_cgrp_op_serve`
+        destroys it without a reply, once `rkcg_terminated`). A static member must not leave; it takes the rebalance
+        that is announced by now.
+        """
+        with contextlib.suppress(KafkaException):
+            if self._static:
+                self.client.poll(0)
+                return
+            self.client.unsubscribe()
+            while self.client.assignment() and time.monotonic() < until:
+                self.client.poll(POLL_SECONDS)  # a message that comes now is not tracked: the next owner's
 
 
 def _offsets(positions: dict[Key, tuple[PartitionProgress, Position]]) -> list[TopicPartition]:
