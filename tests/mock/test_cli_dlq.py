@@ -24,6 +24,7 @@ from safekafka import DeadLetter, Retry, SafeConsumer
 from safekafka.cli.app import app
 from safekafka.deadletter.config import described
 from safekafka.deadletter.dialects import DIALECTS, read
+from safekafka.deadletter.log import LetterLog
 from safekafka.deadletter.marks import MARK, is_for, marks_of
 from safekafka.deadletter.publisher import DeadLetterPublisher
 from safekafka.deadletter.replay import Letter, letter_of
@@ -189,6 +190,34 @@ def test_a_replay_to_another_topic_is_for_everybody_there(cluster: MockCluster, 
     assert marked.replays == 1
     assert values(cluster) == []
     assert Ran(cluster, "replay", "--to", DEAD).status == 2
+    write("b")
+    assert Ran(cluster, "replay", "--to", TOPIC).status == 0
+    (message,) = messages(cluster)
+    assert is_for(message, "the new name of the group")
+
+
+@pytest.mark.parametrize("code", [KafkaError._NOT_IMPLEMENTED, KafkaError._BAD_MSG])
+def test_a_letter_that_cannot_be_read_is_not_counted_as_replayed_with_those_around_it(
+    cluster: MockCluster, write: Write, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As librdkafka tells of a damaged record set, and passes over it."""
+    write(*"abcdefg")
+    take = LetterLog._take
+
+    def take_damaged(log: LetterLog, most: int) -> list[Message]:
+        where = {"topic": DEAD, "partition": 1, "offset": 3}
+        taken = take(log, most)
+        return [Message(**where, error=KafkaError(code)) if m.offset() == 3 else m for m in taken]  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LetterLog, "_take", take_damaged)
+        for _ in range(2):
+            ran = Ran(cluster, "replay")
+            assert ran.status == 1
+            assert re.search(rf"{re.escape(DEAD)}\[1\]@3 can't be read.*Remedy", ran.err, re.DOTALL), ran.err
+            assert values(cluster) == ["a", "b", "c"]
+    assert Ran(cluster, "replay").out == "4 letters replayed.\n"
+    assert values(cluster) == list("abcdefg")
 
 
 def test_filters_leave_the_others_for_later_and_nothing_is_replayed_twice(cluster: MockCluster, write: Write) -> None:

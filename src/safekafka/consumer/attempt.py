@@ -1,17 +1,16 @@
 """What becomes of a message, or a batch, whose handler raised: another attempt later, the dead letter topic, or the end
 of the consumer.
 
-One code for sync and async handlers: it is written as coroutines, and `now` runs one to its end that never waits, as
-those of sync handlers don't.
+One code for sync and async handlers: it is written as coroutines, of which those of sync handlers never wait
+(`steps.py`).
 
 Threads: workers, any number at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from safekafka.consumer.retry import Retry, Trial
 from safekafka.errors import SafeKafkaError
@@ -19,8 +18,6 @@ from safekafka.observe import Event, emit
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
-
-T = TypeVar("T")
 
 
 class DeadLetters(Protocol):
@@ -57,16 +54,6 @@ class Exhausted(NamedTuple):
 
 
 Decision: TypeAlias = "Later | Exhausted"
-
-
-def now(steps: Coroutine[Any, Any, T]) -> T:
-    """Run what never waits."""
-    try:
-        steps.send(None)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
-    steps.close()
-    raise RuntimeError("a sync handler's way waited")
 
 
 def decide(message: Message, error: BaseException, trial: Trial | None, retry: Retry, began: float) -> Decision:

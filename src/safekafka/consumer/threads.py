@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from safekafka.consumer.attempt import Exhausted, now
+from safekafka.consumer.attempt import Exhausted
 from safekafka.consumer.batches import Batch, Filling, handle
 from safekafka.consumer.current import Handling, enter
 from safekafka.consumer.lanes import Lane
 from safekafka.consumer.pool import SLICE_SECONDS, Pool, pace
+from safekafka.steps import now
 
 if TYPE_CHECKING:
     from confluent_kafka import Message

@@ -7,6 +7,8 @@ import traceback
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from safekafka.record import topic_problem
+
 _MAX_MESSAGE = 1_000  # characters of the error's text
 _MAX_TRACEBACK = 4_000  # characters, from its end: the innermost frames tell most
 
@@ -31,7 +33,7 @@ def decode_first(data: bytes | None) -> First | None:
     except (ValueError, TypeError, RecursionError):
         return None
     numbers = (first.partition, first.offset, first.timestamp, first.failed_at)
-    well = isinstance(first.topic, str) and all(type(n) is int for n in numbers[:2])
+    well = not topic_problem(first.topic) and all(type(n) is int for n in numbers[:2])
     return first if well and all(n is None or type(n) is int for n in numbers) else None
 
 

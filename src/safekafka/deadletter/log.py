@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from safekafka.client import build_client
+from safekafka.consumer.verdict import Verdict, failure_of, judge
 from safekafka.deadletter.progress import Progress
 from safekafka.errors import SafeKafkaError
 from safekafka.settings import connection_settings
@@ -48,7 +49,6 @@ _HOPELESS = frozenset(
         KafkaError.GROUP_AUTHORIZATION_FAILED,
         *_NO_TOPIC,
         KafkaError._AUTO_OFFSET_RESET,
-        KafkaError._BAD_MSG,
         KafkaError.OFFSET_METADATA_TOO_LARGE,
     }
 )
@@ -92,14 +92,19 @@ class LetterLog:
         self.ends = {partition: min(end, ends[partition]) for partition, end in self.ends.items()}
 
     def read(self, starts: Mapping[int, int], most: int) -> Iterator[list[Message]]:
-        """The messages from `starts` on, at most `most` at a time; each partition's in their order."""
+        """The messages from `starts` on, at most `most` at a time; each partition's in their order. Raises
+        `UnreadableRecordError` behind the last one in front of what can't be read: the client passes over it."""
         open_ = {partition: self.ends[partition] for partition, start in starts.items() if start < self.ends[partition]}
         self._client.assign([TopicPartition(self.topic, partition, starts[partition]) for partition in open_])
         heard, last = time.monotonic(), ""
+        unreadable: SafeKafkaError | None = None
         while open_:
             batch = []
             for message in self._take(most):
                 error, partition, offset = message.error(), message.partition(), message.offset()
+                if error is not None and (verdict := judge(error)) is Verdict.UNREADABLE:
+                    unreadable = failure_of(error, verdict, (self.topic, partition, offset))
+                    break
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
                     last = self._raise_hopeless("its letters", error)
                     continue
@@ -113,6 +118,8 @@ class LetterLog:
             if batch:
                 yield batch
                 heard = time.monotonic()
+            if unreadable is not None:
+                raise unreadable
             if time.monotonic() - heard > _PATIENCE:
                 raise self._failed(f"its partitions {sorted(open_)}", last)
 

@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
@@ -26,7 +26,6 @@ from safekafka.deadletter.config import DeadLetter
 from safekafka.deadletter.dialects import DIALECTS
 from safekafka.deadletter.headers import CUTS, about_failure, letter_headers
 from safekafka.errors import (
-    BufferFullError,
     DeadLetterFailed,
     DeliveryError,
     InvalidRecordError,
@@ -34,9 +33,10 @@ from safekafka.errors import (
 )
 from safekafka.observe import Event, emit
 from safekafka.producer.producer import SafeProducer
-from safekafka.producer.receipt import Delivery, Receipt
+from safekafka.producer.receipt import Delivery
 from safekafka.record import Record
 from safekafka.settings import connection_settings
+from safekafka.steps import now
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -71,10 +71,7 @@ class DeadLetterPublisher:
     def write(self, message: Message, error: BaseException, attempts: int) -> None:
         """Return once the dead letter is acknowledged. Raises `DeadLetterFailed` if it is not within `write_timeout`,
         or can't ever be."""
-        try:
-            self._course(message, error, attempts, _Threads(self._producer, self._closing)).send(None)
-        except StopIteration:
-            return
+        now(self._course(message, error, attempts, _Threads(self._producer, self._closing)))
 
     async def awrite(self, message: Message, error: BaseException, attempts: int) -> None:
         """`write` for an event loop, which is never blocked."""
@@ -158,9 +155,11 @@ class DeadLetterPublisher:
             if _is_too_large(cause)
             else f"check that the topic {self.topic!r} exists and may be written to."
         )
+        # A letter that is still on its way has no failure yet; what keeps it there, the producer knows.
+        why = "; ".join(self._producer.health().problems) if isinstance(cause, TimeoutError) else ""
         return DeadLetterFailed(
             f"{where} could not be handled ({_shown(error)}) and its dead letter could not be written to "
-            f"{self.topic!r}: {cause or type(cause).__name__} "
+            f"{self.topic!r}: {cause or type(cause).__name__}{why and f' ({why}).'} "
             f"The message was not committed: it comes again at the next start. Remedy: {remedy}"
         )
 
@@ -205,7 +204,7 @@ def _may_pass(cause: Exception) -> bool:
     if code is not None and code.code() in _TOO_LARGE:
         return False
     gone = code is not None and code.code() == KafkaError._UNKNOWN_PARTITION
-    return gone or isinstance(cause, (BufferFullError, DeliveryError, KafkaException))
+    return gone or isinstance(cause, (BufferError, DeliveryError, KafkaException))  # no room: in memory or on the disk
 
 
 class _Io(Protocol):
@@ -265,7 +264,7 @@ class _Loop:
 
     async def send(self, record: Record, seconds: float) -> Delivery:
         receipt = await self._producer.asend(*record)
-        waiting = asyncio.ensure_future(_awaited(receipt))
+        waiting = asyncio.ensure_future(receipt)
         try:
             # Not wait_for(): up to Python 3.11 it may swallow a cancellation.
             done, _ = await asyncio.wait({waiting}, timeout=seconds)
@@ -277,10 +276,3 @@ class _Loop:
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-
-
-def _awaited(receipt: Receipt) -> Coroutine[Any, Any, Delivery]:
-    async def wait() -> Delivery:
-        return await receipt
-
-    return wait()

@@ -228,7 +228,7 @@ class _Sender:
             about = told.about
             to, count, first = self._to or about.topic, about.passes, about.origin
         if told is not None and to == told.about.topic:
-            group = told.about.group
+            group = told.about.group if self._to is None else None
             # The partitioner that put it there may have been another client's.
             partition = told.about.partition if told.about.partition < (self._partitions_of(to) or 0) else None
         headers = [
@@ -294,9 +294,9 @@ class _Walk:
         return problem is None
 
     def _do(self, batch: list[Message]) -> None:
-        chosen = [message for message in batch if self._chosen(letter_of(message))]
+        chosen = [letter for letter in map(letter_of, batch) if self._chosen(letter)]
         by_partition: dict[int, list[int]] = {}
-        for message in chosen:
+        for message, _ in chosen:
             by_partition.setdefault(message.partition() or 0, []).append(message.offset() or 0)
         if not all(self._log.progress[partition].fits(offsets) for partition, offsets in by_partition.items()):
             # Not one of them is sent that could not be remembered.
@@ -308,9 +308,9 @@ class _Walk:
         sent: dict[tuple[int, int], Receipt | None] = {}
         where = (0, 0)
         try:
-            for message in chosen:
-                where = message.partition() or 0, message.offset() or 0
-                sent[where] = None if self._sender is None else self._sender.send(letter_of(message))
+            for letter in chosen:
+                where = letter.message.partition() or 0, letter.message.offset() or 0
+                sent[where] = None if self._sender is None else self._sender.send(letter)
             for place, receipt in sent.items():
                 where = place
                 failure = None if receipt is None else receipt.exception()
@@ -318,8 +318,8 @@ class _Walk:
                     raise failure
         except SafeKafkaError as failure:
             # Named, so that it can be discarded where nothing helps: no replay gets past it.
-            letter = f"{self._log.topic}[{where[0]}]@{where[1]}"
-            self._outcome.failed = f"the record of {letter} could not be replayed: {failure}"
+            named = f"{self._log.topic}[{where[0]}]@{where[1]}"
+            self._outcome.failed = f"the record of {named} could not be replayed: {failure}"
         finally:
             self._settle(batch, sent)
         if time.monotonic() - self._committed_at > _COMMIT_SECONDS:

@@ -140,6 +140,7 @@ _UNREADABLE = frozenset(
         KafkaError._AUTO_OFFSET_RESET,  # removed by retention while we read
         KafkaError._BAD_MSG,  # a wrong checksum
         KafkaError._BAD_COMPRESSION,
+        KafkaError._NOT_IMPLEMENTED,  # of a format that the client does not know, as damaged ones seem to have
         KafkaError._AUTHENTICATION,
         KafkaError.SASL_AUTHENTICATION_FAILED,
         KafkaError.TOPIC_AUTHORIZATION_FAILED,

@@ -12,6 +12,7 @@ import typer
 from safekafka.cli.shown import (
     WRONG,
     counted,
+    length_of,
     note,
     one_line,
     printable,
@@ -103,7 +104,7 @@ def letter_json(letter: Letter, done: bool, whole: bool = False) -> dict[str, An
         "offset": message.offset(),
         "timestamp": message.timestamp()[1],
         "done": done,
-        "value_bytes": None if value is None else len(value),
+        "value_bytes": length_of(value),
     }
     if told is not None:
         about = told.about
