@@ -78,6 +78,28 @@ def run(consumer: SafeConsumer, enough: int, is_async: bool = False) -> list[tup
     return seen
 
 
+def test_C5_the_bytes_are_put_back_for_the_next_attempt_where_a_plain_function_returned_what_failed_later(
+    cluster: MockCluster,
+) -> None:
+    """As a decorator's wrapper does around an `async def`."""
+    fill(cluster, [b"7"])
+    seen: list[Any] = []
+
+    async def handle(message: Message) -> None:
+        seen.append(message.value())
+        if len(seen) == 1:
+            raise OSError("once")
+        consumer.stop()
+
+    consumer = consumer_of(cluster, value_deserializer=lambda value: int((value or b"").decode()))
+    guard = threading.Timer(60, consumer.stop)
+    guard.start()
+    consumer.run(lambda message: handle(message))
+    guard.cancel()
+    assert seen == [7, 7]
+    assert committed(cluster) == 1
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_B_C04_bytes_that_cannot_be_decoded_are_dead_lettered_as_they_were_and_the_next_is_handled(
     cluster: MockCluster, is_async: bool

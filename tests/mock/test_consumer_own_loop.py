@@ -159,6 +159,24 @@ def test_a_forked_child_leaves_the_parents_consumer_alone(cluster: MockCluster) 
     assert committed(cluster)[0] == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+def test_a_for_loop_of_the_parent_is_not_taken_up_by_a_forked_child(cluster: MockCluster) -> None:
+    fill(cluster, 1, partition=0)
+    with consumer_of(cluster) as consumer:
+        for _ in consumer:
+            break
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                next(iter(consumer))
+            except ClosedError:
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_C6_a_signal_ends_the_loop_with_what_came_back_committed(cluster: MockCluster) -> None:
     fill(cluster, 5, partition=0)
     before = signal.getsignal(signal.SIGTERM)

@@ -40,7 +40,7 @@ def test_B_C27_a_lane_exists_only_while_it_holds_messages_however_many_keys_ther
                     if not attempt:
                         lane.messages.appendleft(message)
                     lanes.give_back(lane, None if attempt else moment + 0.5)
-        assert (len(of.lanes), lanes.ready, lanes.waiting(), len(of.ready)) == (0, 0, 0, 0)
+        assert (len(of.lanes), lanes.ready, len(lanes._waiting), len(of.ready)) == (0, 0, 0, 0)
     assert not vars(lanes)["_line"]
 
 

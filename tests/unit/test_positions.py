@@ -124,7 +124,8 @@ class World:
 
     def find(self, seconds: float = 0.0) -> bool:
         self.now += seconds
-        return self.positions.find()
+        self.positions.ask()
+        return self.positions.place()
 
 
 @pytest.fixture(params=[True, False], ids=["eager", "incremental"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -346,3 +347,18 @@ def test_a_partition_that_the_client_can_not_seek_in_goes_on_where_the_program_w
     assert world.client.assigned == {0: wanted}
     world.turn(lambda: message(0, wanted))
     assert world.offsets == [wanted]
+
+
+def test_C1_a_seek_of_another_thread_counts_none_of_the_messages_in_hand_for_the_new_position(world: World) -> None:
+    world.assign(0)
+
+    def sought_meanwhile() -> Message:
+        thread = threading.Thread(target=world.session.seek, args=(at(0, 50),))
+        thread.start()
+        thread.join(10)
+        return message(0, 105)
+
+    world.turn(sought_meanwhile, lambda: message(0, 50))
+    assert world.offsets == [50]
+    world.done(50)
+    assert world.commit() == [51]

@@ -12,7 +12,7 @@ import pytest
 import tenacity
 from confluent_kafka import Message
 
-from safekafka import DeadLetter, Retry
+from safekafka import DeadLetter, Reject, Retry
 from safekafka.consumer.lanes import PartitionLanes
 from safekafka.consumer.progress import PartitionProgress
 from safekafka.consumer.tasks import TaskPool
@@ -142,10 +142,10 @@ def test_an_open_circuit_with_nothing_to_try_costs_no_cpu_and_tries_what_comes(k
         wait_until(lambda: time.monotonic() > pool._circuit.next_probe_at + 0.1, 10, "a probe to be due")
         tries, wake = 0, pool.lanes.wake
 
-        def counting(now: float) -> int:
+        def counting(now: float) -> None:
             nonlocal tries
             tries += 1
-            return int(wake(now))
+            wake(now)
 
         pool.lanes.wake = counting
         time.sleep(0.5)  # in which nothing is to happen
@@ -258,3 +258,90 @@ def test_a_probe_that_becomes_due_while_a_worker_looks_is_waited_for() -> None:
     pool.held = True
     due = pool._circuit.next_probe_at = time.monotonic() - 0.001
     assert pool.moment(due - 0.001) == due
+
+
+def pool_of(handler: Callable[[Any], None], batch: tuple[int, float] | None, **options: Any) -> ThreadPool:
+    settings: dict[str, Any] = {"concurrency": 1, "dead_letters": None, "letters": None, **options}
+    pool = ThreadPool(handler, order="partition", batch=batch, **settings)
+    pool.start()
+    return pool
+
+
+def added(pool: ThreadPool, partition: int, count: int = 1) -> PartitionLanes:
+    lanes = PartitionLanes(PartitionProgress("orders", partition))
+    messages = [Message(topic="orders", partition=partition, offset=offset, value=b"") for offset in range(count)]
+    lanes.progress.track_run(messages, epochs=False)
+    pool.add([(lanes, messages)])
+    return lanes
+
+
+@pytest.mark.parametrize("batch", [None, (1, 0.01)])
+def test_C2_a_lane_whose_message_stops_the_consumer_is_given_back_when_nobody_takes_it_any_more(batch: Any) -> None:
+    """Another worker would handle the next message of the key."""
+
+    def fail(_: Any) -> None:
+        raise ValueError("never")
+
+    pool = pool_of(fail, batch, retry=Retry(attempts=1))
+    given_back: list[bool] = []
+    give_back = pool.lanes.give_back
+
+    def noted(*arguments: Any, **options: Any) -> bool:
+        given_back.append(pool.failure is not None)
+        return give_back(*arguments, **options)
+
+    pool.lanes.give_back = noted  # type: ignore[method-assign]
+    added(pool, 0, 2)
+    wait_until(lambda: bool(given_back), 10, "the lane to be given back")
+    pool.end()
+    assert given_back == [True]
+
+
+@pytest.mark.parametrize("batch", [None, (1, 0.01)])
+def test_a_probe_of_an_open_circuit_with_attempts_left_is_followed_by_a_pause(batch: Any) -> None:
+    tried: list[float] = []
+
+    def fail(given: Any) -> None:
+        tried.append(time.monotonic())
+        partition = (given[0] if isinstance(given, list) else given).partition()
+        raise ConnectionError("downstream") if partition < 50 else Reject("poison")
+
+    letters = DeadLetter("orders.dlq", max_consecutive=1)
+    retry = Retry(attempts=100, wait=tenacity.wait_fixed(0.01))
+    pool = pool_of(fail, batch, retry=retry, letters=letters, dead_letters=FakeDeadLetters())
+    try:
+        for partition in range(52):  # the last two open it
+            added(pool, partition)
+        wait_until(lambda: pool.held, 10, "the circuit to open")
+        before = len(tried)
+        wait_until(lambda: len(tried) >= before + 2, 20, "two probes")
+        assert tried[before + 1] - tried[before] > 1.5  # pauses of 1 s, 2 s, 4 s
+    finally:
+        pool.end()
+
+
+def test_a_batch_that_is_tried_again_keeps_none_of_the_lanes_that_were_gathered_meanwhile() -> None:
+    """A rebalance that takes their partition away would wait for it."""
+    again = threading.Event()
+    gate = threading.Event()
+    calls: list[int] = []
+
+    def handle(messages: list[Message]) -> None:
+        calls.append(messages[0].partition() or 0)
+        if calls == [0]:
+            raise OSError("once")
+        if calls[-1] == 0:
+            again.set()
+            gate.wait(30)
+
+    pool = pool_of(handle, (500, 20.0), retry=Retry(wait=tenacity.wait_fixed(0.3)))
+    try:
+        first = added(pool, 0, 500)  # a full one
+        wait_until(lambda: calls == [0], 10, "the first attempt")
+        other = added(pool, 1)
+        assert again.wait(10), "the second attempt waited for the batch that is being gathered"
+        assert pool.wait_until_free([other], time.monotonic())
+        assert not pool.wait_until_free([first], time.monotonic())
+    finally:
+        gate.set()
+        pool.end()

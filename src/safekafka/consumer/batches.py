@@ -72,7 +72,8 @@ class Batches:
             return self.next_moment()
         until = filling.since + self._max_wait
         if count < self._max_records and now < until and not any(lane.of.progress.revoked for lane in mine):
-            return until
+            moment = self.next_moment()
+            return until if moment is None else min(until, moment)
         return self._full(filling)
 
     def _full(self, filling: Filling) -> Batch:
@@ -137,7 +138,7 @@ async def _failed(
     if isinstance(decision, Later):
         pool.retries += 1
         batch.trial = decision.trial
-        return decision.moment
+        return pool.next_attempt(decision.moment)
     if not alone:
         _split(batch, part)
         return None

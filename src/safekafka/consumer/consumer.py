@@ -302,6 +302,7 @@ class SafeConsumer:
 
         `concurrency` must be 1, and there is no `retry` and no `dead_letter`: the body deals with its errors itself.
         """
+        self._check_process()
         if self._concurrency != 1 or self._has_retry or self._dead_letters is not None:
             raise ValueError(
                 "for message in consumer: goes with concurrency=1, and without retry= and dead_letter=, since the body "
@@ -351,8 +352,7 @@ class SafeConsumer:
 
     def consume(self, num_messages: int = 1, timeout: float | None = None) -> list[Message]:
         """As `poll`, for up to so many messages. Returns as soon as there are any."""
-        if num_messages < 1:
-            raise ValueError(f"num_messages={num_messages}: give a number from 1 on")
+        whole(num_messages=num_messages)
         if self._own_loop is None:
             if self._deserializers != (None, None):
                 raise ValueError("key_deserializer and value_deserializer go with run(): here, decode in the loop")

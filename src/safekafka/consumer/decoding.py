@@ -8,7 +8,7 @@ bytes are put back: for the next attempt, and for the dead letter.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -47,10 +47,13 @@ def decoding(
         raw = message.key(), message.value()
         try:
             decode(message)
-            return handler(message)
+            result = handler(message)
         except BaseException:
             _put_back(message, *raw)
             raise
+        if result is not None and isawaitable(result):
+            return _awaited(result, message, *raw)
+        return result
 
     return decoded
 
@@ -70,6 +73,15 @@ def decoding_async(
             raise
 
     return decoded
+
+
+async def _awaited(result: Awaitable[Any], message: Message, key: Any, value: Any) -> None:
+    """What a handler returned that is async after all."""
+    try:
+        await result
+    except BaseException:
+        _put_back(message, key, value)
+        raise
 
 
 class _Decode:

@@ -167,16 +167,10 @@ class Lanes:
         """When the next waiting lane is ready."""
         return self._waiting[0][0] if self._waiting else None
 
-    def wake(self, now: float) -> int:
-        """Lanes whose moment has come are ready. Returns how many."""
-        count = 0
+    def wake(self, now: float) -> None:
+        """Lanes whose moment has come are ready."""
         while self._waiting and self._waiting[0][0] <= now:
             self._make_ready(heapq.heappop(self._waiting)[2])
-            count += 1
-        return count
-
-    def waiting(self) -> int:
-        return len(self._waiting)
 
     def _make_ready(self, lane: Lane, *, first: bool = False) -> None:
         of = lane.of

@@ -68,9 +68,10 @@ class OwnLoop:
                 handing.append(fetched[0])
             fetched.popleft()
         given = [entry for entry in handing if not entry[1].progress.revoked]
+        messages = [message for message, _ in given]
         self._out.update((id(entry[0]), entry) for entry in given)
         self._handing = []
-        return [message for message, _ in given]
+        return messages
 
     def _fetch(self, count: int, timeout: float) -> None:
         session = self._session

@@ -225,7 +225,9 @@ class Pool:
             self.put_back(filling)
             return self.moment(now)
         found = self.batches.next(filling, self.lanes, now)
-        self._probing |= self.held and isinstance(found, Batch)
+        if isinstance(found, Batch):
+            self.put_back(filling)  # where it is one that was tried before: what was gathered is for others meanwhile
+            self._probing |= self.held
         return found
 
     def put_back(self, filling: Filling) -> None:
@@ -276,7 +278,7 @@ class Pool:
         if isinstance(decision, Later):
             self.retries += 1
             lane.trial = decision.trial
-            return decision.moment if not self.held else self._probe_failed(decision.moment)
+            return self.next_attempt(decision.moment)
         held_until = self.fails(message, decision)
         if held_until is not None:
             lane.trial = decision.trial
@@ -311,8 +313,10 @@ class Pool:
             raise limit_reached(message, exhausted.error, why)
         return until
 
-    def _probe_failed(self, moment: float) -> float:
-        """It has attempts left; nobody else tries before the next pause is over."""
+    def next_attempt(self, moment: float) -> float:
+        """Of what has attempts left. If it was a probe, nobody else tries before the next pause is over."""
+        if not self.held:
+            return moment
         assert self._circuit is not None
         with self.lock:
             if self._circuit.is_open:  # or a success has closed it meanwhile

@@ -2,7 +2,7 @@
 
 The client runs with `auto.offset.reset=error`. In the assignment's callback we ask for the committed offsets and the
 starts of the logs, and assign absolute offsets (`starts.py` has the rules). What is not known by then is left without a
-position, in which state the client reads nothing of the partition; `find()` goes on asking.
+position, in which state the client reads nothing of the partition; `ask()` goes on asking.
 
 Later, when retention overtakes a slow consumer or a log loses its end, the client tells it once (`lost()`), and reads
 no more of the partition. It can't be sought in that state, only assigned anew; with an assignor of the eager kind that
@@ -12,7 +12,7 @@ since, together with others. It is looked at all the same, since one that nobody
 No logical offset is ever given to the client (`OFFSET_BEGINNING`): it asks the leader for the number, and obeys an
 answer that comes after the partition was assigned elsewhere.
 
-Thread: the poll thread, and its callbacks. `assign()` and `find()` block for a few times `_ASK_SECONDS` at most, the
+Thread: the poll thread, and its callbacks. `assign()` and `ask()` block for a few times `_ASK_SECONDS` at most, the
 latter ever more seldom while brokers do not answer.
 """
 
@@ -173,11 +173,6 @@ class Positions:
         if key not in self._lost:
             self._ask_at = 0.0
         self._lost[key] = refused or self._lost.get(key, False)
-
-    def find(self) -> bool:
-        """`ask()` and `place()`, where nothing can come between."""
-        self.ask()
-        return self.place()
 
     def ask(self) -> None:
         """Find out where the logs of the lost partitions start; what fails is tried again by a later call. May take

@@ -168,9 +168,6 @@ class PartitionProgress:
         """Everything below it is finished. None before anything was delivered."""
         return next(iter(self._open), self.next_offset)
 
-    def is_open(self, offset: int) -> bool:
-        return offset in self._open
-
     def to_commit(self) -> Position | None:
         """None when all that is finished is committed."""
         if self._finished_to is None:
@@ -186,10 +183,6 @@ class PartitionProgress:
         """The broker accepted a commit of it."""
         if self._committed is None or position.offset >= self._committed.offset:
             self._committed = position
-
-    @property
-    def committed_offset(self) -> int | None:
-        return None if self._committed is None else self._committed.offset
 
     def _map(self, frontier: int) -> str:
         """What is finished beyond the frontier; empty if that is nothing, or too much to be told."""

@@ -157,6 +157,7 @@ class Session:
         self._missed_polls = False  # before the present one, for so long that the client has left the group
         self._seeks: deque[TopicPartition] = deque()  # asked for by other threads
         self._end = math.inf  # monotonic; set when the end begins
+        self._rebalances = 0  # callbacks
         self._closing = False  # leaving the group, and inside the client's close()
         self._helper: threading.Thread | None = None
 
@@ -178,9 +179,6 @@ class Session:
     def turn(self) -> None:
         """One step of a consumer whose messages go to the pool."""
         assert self.pool is not None
-        self._thread = threading.get_ident()
-        while self._seeks:
-            self._seek(self._seeks.popleft())
         self.pool.rescue()
         records, size = self.settle()
         if self._waits_for_room(records, size):
@@ -203,6 +201,9 @@ class Session:
         self, to: Callable[[PartitionLanes, Sequence[Message]], None], room: int, size: int, seconds: float
     ) -> None:
         """At most `room` messages; `size`: the bytes that are in flight."""
+        self._thread = threading.get_ident()
+        while self._seeks:
+            self._seek(self._seeks.popleft())
         if self._taking:
             self._go_back()
         self._taking = True
@@ -276,21 +277,27 @@ class Session:
                 self._has_right(place[0])
             # None: taken together with the revocation of its partition; it is the next owner's, untouched here.
             if lanes is not None and place not in self._positions.astray:
-                run = lanes.progress.track_run(messages[start:end], epochs=self._maps)
-                self._skipped += end - start - len(run)
-                to(lanes, self._without_others(lanes, run))
+                mine = messages[start:end]
+                # Found out first: what is tracked has to be handed on before a signal handler raises.
+                others = {one.offset() for one in with_headers(mine) if not is_for(one, self._group)}
+                run = lanes.progress.track_run(mine, epochs=self._maps)
+                self._skipped += len(mine) - len(run)
+                to(lanes, self._without(others, lanes, run) if others else run)
             start = end
         self._watch.alive()
 
-    def _without_others(self, lanes: PartitionLanes, messages: Sequence[Message]) -> Sequence[Message]:
+    def _without(
+        self, others: Collection[int | None], lanes: PartitionLanes, messages: Sequence[Message]
+    ) -> Sequence[Message]:
         """Without those that were replayed for another group."""
-        others = {message.offset() for message in with_headers(messages) if not is_for(message, self._group)}
-        if not others:
-            return messages
-        for offset in others:
-            lanes.progress.done(offset)  # type: ignore[arg-type]
-        self._skipped += len(others)
-        return [message for message in messages if message.offset() not in others]
+        ours = []
+        for message in messages:
+            if message.offset() in others:
+                lanes.progress.done(message.offset())  # type: ignore[arg-type]
+            else:
+                ours.append(message)
+        self._skipped += len(messages) - len(ours)
+        return ours
 
     def on_message_error(self, message: Message, error: KafkaError) -> None:
         verdict = judge(error)
@@ -421,8 +428,9 @@ class Session:
         self._pauses_changed = True
 
     def seek(self, partition: TopicPartition) -> None:
-        """Go on at another offset. What was taken before does not count any more. From a handler: at the next turn of
-        the poll thread, so that no message of the one position comes behind those of the other."""
+        """Go on at another offset. What was taken before does not count any more. From another
+        thread: at the next turn of the poll thread, so that no message of the one position comes behind those of the
+        other."""
         key = partition.topic, partition.partition
         if partition.offset < 0:
             raise ValueError(
@@ -430,7 +438,7 @@ class Session:
             )
         if key not in self._partitions:
             raise ValueError(f"{key[0]}[{key[1]}] is not assigned to this consumer: seek() in on_assign, or afterwards")
-        if self.pool is None or self._thread == threading.get_ident():
+        if self._thread == threading.get_ident():
             self._seek(partition)
         else:
             self._seeks.append(partition)
@@ -473,7 +481,7 @@ class Session:
             return
         seen = {}
         for handling in list(self.pool.handlings):
-            message, progress = handling.message, handling.progress
+            message = handling.message
             if message is None:
                 continue
             before, attempt, since = self._seen.get(id(handling), (None, 0, now))
@@ -489,7 +497,7 @@ class Session:
                     partition=message.partition(),
                     offset=message.offset(),
                     seconds=round(now - since, 1),
-                    revoked=progress is not None and progress.revoked,
+                    revoked=handling.revoked,
                 )
         self._seen = seen
         self._told_stuck &= seen.keys()
@@ -755,6 +763,7 @@ class Session:
     # ---- rebalance: librdkafka calls these inside poll() and close()
 
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        self._rebalances += 1
         there = self._lanes_of(partitions)
         if there:  # nobody has told that they were taken away: what waits would be handled beside what comes again
             self._give_up(there)
@@ -784,8 +793,9 @@ class Session:
         The client says "revoked" too where a rebalance was under way when it left the group for want of polls
         (librdkafka's PR 5604): such partitions are lost.
         """
+        self._rebalances += 1
         if self._closing:
-            return  # all this was done before the client was closed
+            return  # all this was done before the group was left
         if self._missed_polls:
             self._on_lost(_, partitions)
             return
@@ -803,6 +813,7 @@ class Session:
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         """No longer ours: somebody else may have them already. Nothing is committed; late marks fall on objects nobody
         reads."""
+        self._rebalances += 1
         self._call_back("on_lost" if "on_lost" in self.callbacks else "on_revoke", partitions)
         self._give_up(self._lanes_of(partitions))
         self._forget(partitions)
@@ -888,8 +899,11 @@ class Session:
                 self.client.poll(0)
                 return
             self.client.unsubscribe()
-            while self.client.assignment() and time.monotonic() < until:
-                self.client.poll(POLL_SECONDS)  # a message that comes now is not tracked: the next owner's
+            quiet = False  # what had been announced by then comes first, and the revocation behind it
+            while not quiet and time.monotonic() < until:
+                before = self._rebalances
+                message = self.client.poll(POLL_SECONDS)  # not tracked: the next owner's
+                quiet = message is None and before == self._rebalances and not self.client.assignment()
 
 
 def _offsets(positions: dict[Key, tuple[PartitionProgress, Position]]) -> list[TopicPartition]:

@@ -146,7 +146,8 @@ class ThreadPool(Pool):
                     handling.attempt = 1
                     if began > end or self.held:
                         break
-            except BaseException:
+            except BaseException as error:
+                self.failed(error)  # first: nobody takes a lane whose message failed, once it is given back
                 self.give_back(handling, came_to, moments)
                 raise
             finally:
@@ -164,6 +165,9 @@ class ThreadPool(Pool):
             moment: float | None = None
             try:
                 moment = now(handle(self, batch, handling, call))
+            except BaseException as error:
+                self.failed(error)  # as above
+                raise
             finally:
                 self.batch_ended(batch, moment)
 
