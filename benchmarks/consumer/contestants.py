@@ -71,11 +71,11 @@ _LIST = (
         "raw consume(500), tuned",
         "raw:Tuned",
         "confluent-kafka",
-        "the same, with SafeConsumer's `fetch.queue.backoff.ms` of 50 instead of the client's 1000",
+        "as raw consume(500), with SafeConsumer's `fetch.queue.backoff.ms` of 50 instead of the client's 1000",
         as_many_as_base=True,
     ),
     Contestant(
-        "raw-poll-tuned", "raw poll(), tuned", "raw:TunedPoll", "confluent-kafka", "the same, tuned as the other one"
+        "raw-poll-tuned", "raw poll(), tuned", "raw:TunedPoll", "confluent-kafka", "as raw poll(), with the same 50"
     ),
     Contestant(
         "raw-sync",

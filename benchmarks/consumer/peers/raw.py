@@ -1,4 +1,4 @@
-"""confluent-kafka's Consumer in the three loops that are in use."""
+"""confluent-kafka's Consumer in the three loops that are in use, two of them also tuned."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Poll(_Raw):
 
 
 class Tuned(Consume):
-    """With the one setting that SafeConsumer sets for its speed."""
+    """With the one setting that SafeConsumer sets for its speed, for which the client's own is 1000."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup, **{"fetch.queue.backoff.ms": 50})
