@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 from benchmarks.common.journal import Row
@@ -16,44 +16,59 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 
 from safekafka.testing import KafkaCluster
 
+_numbers = itertools.count(1)  # of topics
+
 
 class Brokers(Protocol):
-    """`round()` is entered once a round; within it each run has `topic()`: addresses and a topic to send to."""
+    """`round()` is entered once a round; within it each run has `topic()`: addresses and a topic to send to. Or the
+    round has topics of its own, each from `new_topic()`, at `servers`."""
 
     name: str
+    servers: str
 
     def round(self) -> AbstractContextManager[None]: ...
 
     def topic(self) -> AbstractContextManager[tuple[str, str]]: ...
+
+    def new_topic(self, partitions: int) -> str: ...
 
 
 class MockBrokers:
     """Mock brokers keep their logs in memory, hence new ones each round."""
 
     name = "mock"
+    servers = ""
 
     @contextmanager
     def round(self) -> Iterator[None]:
         with MockProcess() as self._process:
+            self.servers = self._process.servers
             yield
 
     @contextmanager
     def topic(self) -> Iterator[tuple[str, str]]:
-        yield self._process.servers, self._process.topic
+        yield self.servers, self._process.topic
+
+    def new_topic(self, partitions: int) -> str:
+        name = f"bench-{next(_numbers)}"
+        self._process.create_topic(name, partitions)
+        return name
 
 
 class RealBrokers:
-    """Three brokers with three replicas of each partition. A topic a run, deleted after it: the disk is finite."""
+    """Three brokers with three replicas of each partition. A topic is deleted after its run, or after the round that it
+    was made for: the disk is finite."""
 
     name = "real"
 
     def __init__(self, cluster: KafkaCluster) -> None:
         self._cluster = cluster
-        self._numbers = itertools.count(1)
+        self.servers = cluster.bootstrap_servers
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        yield
+        with ExitStack() as self._topics:
+            yield
 
     @contextmanager
     def outage(self) -> Iterator[None]:
@@ -67,12 +82,17 @@ class RealBrokers:
 
     @contextmanager
     def topic(self) -> Iterator[tuple[str, str]]:
-        name = f"bench-{next(self._numbers)}"
-        self._cluster.create_topic(name, PARTITIONS)
-        try:
-            yield self._cluster.bootstrap_servers, name
-        finally:
-            self._cluster.delete_topic(name)
+        with ExitStack() as topics:
+            yield self.servers, self._create(PARTITIONS, topics)
+
+    def new_topic(self, partitions: int) -> str:
+        return self._create(partitions, self._topics)
+
+    def _create(self, partitions: int, until: ExitStack) -> str:
+        name = f"bench-{next(_numbers)}"
+        self._cluster.create_topic(name, partitions)
+        until.callback(self._cluster.delete_topic, name)
+        return name
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from benchmarks.common.journal import Results, Row
 from benchmarks.common.ratios import Ratio, ratio
@@ -22,3 +23,8 @@ def paired(results: Results, part: str, figure: Callable[[Row], float], ours: Ro
     mine = {row["round"]: figure(row) for row in results.of(part, **ours) if row["round"] in theirs}
     seed = results.of("run")[0]["seed"]
     return ratio(list(mine.values()), [theirs[number] for number in mine], seed)
+
+
+def compared(results: Results, part: str, figure: Callable[[Row], float], peer: str, base: str, **where: Any) -> Ratio:
+    """A contestant's figure as a multiple of another's in the same round."""
+    return paired(results, part, figure, {"peer": peer, **where}, {"peer": base, **where})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -33,6 +34,19 @@ class BasePlan:
             if peer in self.vital:
                 raise
             return None
+
+    def source(self, where: object) -> random.Random:
+        """Of the order of one round."""
+        return random.Random(f"{self.seed} {where}")
+
+    def shuffled(self, where: object, peers: Iterable[str]) -> list[str]:
+        """The order of one round. The vital ones, which matter most, stay together, in any order among themselves."""
+        source = self.source(where)
+        together = [peer for peer in peers if peer in self.vital]
+        source.shuffle(together)
+        units = [[peer] for peer in peers if peer not in self.vital] + [together]
+        source.shuffle(units)
+        return [peer for unit in units for peer in unit]
 
 
 def say(text: str) -> None:

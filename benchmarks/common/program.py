@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.common import machine
@@ -16,6 +16,7 @@ from benchmarks.common.environment import ROOT
 from benchmarks.common.journal import Journal, Results
 from benchmarks.common.plan import say
 from benchmarks.common.processes import WorkerFailedError
+from benchmarks.common.requirements import Requirement
 
 
 def scratch_of(name: str) -> Path:
@@ -41,10 +42,17 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def known(asked: set[str], names: tuple[str, ...]) -> tuple[str, ...]:
-    if unknown := asked - set(names):
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(names)}")
-    return tuple(name for name in names if name in asked)
+def add_names(parser: argparse.ArgumentParser, option: str, names: Iterable[str], always: Iterable[str] = ()) -> None:
+    """An option that chooses among names, all unless given. `always`: are chosen in any case."""
+    known = tuple(names)
+
+    def chosen(text: str) -> tuple[str, ...]:
+        asked = {*always, *text.split(",")}
+        if unknown := asked - set(known):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+        return tuple(name for name in known if name in asked)
+
+    parser.add_argument(option, type=chosen, default=known, help=",".join(known))
 
 
 def run_program(
@@ -53,8 +61,10 @@ def run_program(
     measure: Callable[[Journal], set[str]],
     render: Callable[[Results], str],
     draw: Callable[[Results, Path], None],
+    requirements: Callable[[Results], Iterable[Requirement]] = lambda _: (),
 ) -> None:
-    """Measures, unless an earlier journal is to be rendered, and writes `<name>.md` and `<name>.svg`.
+    """Measures, unless an earlier journal is to be rendered, says which requirements are met, and writes `<name>.md`
+    and `<name>.svg`.
 
     `measure` returns the names of those who failed: the program fails then, but with a report.
     """
@@ -72,6 +82,8 @@ def run_program(
         except KeyboardInterrupt:
             sys.exit(130)
     results = Results(path)
+    for line in requirements(results):
+        say(f"{line.verdict}: {line.what}: {line.found}")
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{name}.md").write_text(render(results))
     draw(results, output / f"{name}.svg")

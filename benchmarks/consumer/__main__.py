@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.common.journal import Journal, Results
-from benchmarks.common.plan import say
-from benchmarks.common.program import clusters_of, known, numbers, parser_of, run_program
+from benchmarks.common.clusters import Brokers, open_brokers
+from benchmarks.common.journal import Journal
+from benchmarks.common.program import add_names, clusters_of, numbers, parser_of, run_program
 from benchmarks.consumer import chart, idle, memory, report, sleeping, throughput
 from benchmarks.consumer.contestants import CONTESTANTS, PAIR
 from benchmarks.consumer.plan import Plan
 from benchmarks.consumer.requirements import requirements
-from benchmarks.consumer.topics import Brokers, open_brokers
 
 PARTS = ("throughput", "sleeping", "idle", "keys", "slow")
 
 
 def main() -> None:
     options = _options()
-    run_program("consumer", options, lambda journal: _measure(options, journal), _render, chart.draw)
+    run_program(
+        "consumer", options, lambda journal: _measure(options, journal), report.render, chart.draw, requirements
+    )
 
 
 def _measure(options: argparse.Namespace, journal: Journal) -> set[str]:
@@ -39,12 +40,6 @@ def _part(part: str, plan: Plan, brokers: Brokers) -> None:
         memory.measure_slow(plan, brokers)
     elif brokers.name == "mock":  # what these look at has nothing to do with the brokers
         {"sleeping": sleeping.measure, "keys": memory.measure_keys}[part](plan, brokers)
-
-
-def _render(results: Results) -> str:
-    for line in requirements(results):
-        say(f"{line.verdict}: {line.what}: {line.found}")
-    return report.render(results)
 
 
 def _plan(options: argparse.Namespace, journal: Journal) -> Plan:
@@ -77,18 +72,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--milliseconds", type=numbers, default=(1, 10), help="of sleeping handlers: 1,10")
     parser.add_argument("--concurrencies", type=numbers, default=(1, 16, 100), help="of them at once: 1,16,100")
     parser.add_argument("--keys", type=numbers, default=(1, 100, 10_000), help="of their records: 1,100,10000")
-    parser.add_argument("--peers", type=_peers, default=tuple(CONTESTANTS), help=",".join(CONTESTANTS))
-    parser.add_argument("--parts", type=_parts, default=PARTS, help=",".join(PARTS))
+    add_names(parser, "--peers", CONTESTANTS, always=PAIR)  # those are what is compared
+    add_names(parser, "--parts", PARTS)
     return parser.parse_args()
-
-
-def _peers(text: str) -> tuple[str, ...]:
-    """The two that are compared are always among them."""
-    return known({*PAIR, *text.split(",")}, tuple(CONTESTANTS))
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    return known(set(text.split(",")), PARTS)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from statistics import median
 
 from benchmarks.common.chart import Bar, Panel
 from benchmarks.common.chart import draw as draw_panels
-from benchmarks.common.figures import cpu_micros, per_second
+from benchmarks.common.figures import compared, cpu_micros, per_second
 from benchmarks.common.journal import Results
-from benchmarks.consumer.compared import compared, share_of_ideal
-from benchmarks.consumer.contestants import CONTESTANTS
+from benchmarks.consumer.compared import share_of_ideal
+from benchmarks.consumer.contestants import BASE, CONTESTANTS
 
 _TITLE = "Handler that does nothing, raw consume(500) = 1; sleeping handlers, the same sleeps without Kafka = 1"
 
@@ -26,7 +26,7 @@ def _rates(results: Results, cluster: str) -> Panel:
     for peer, contestant in CONTESTANTS.items():
         rows = results.of("throughput", peer=peer, cluster=cluster)
         if rows:
-            ratio = compared(results, "throughput", per_second, peer, cluster=cluster)
+            ratio = compared(results, "throughput", per_second, peer, BASE, cluster=cluster)
             told = f"{median(map(per_second, rows)) / 1000:,.1f} k/s, {median(map(cpu_micros, rows)):.1f} µs CPU"
             bars.append(Bar(contestant.title, ratio, told, ours=peer.startswith("safekafka")))
     return Panel("mock brokers" if cluster == "mock" else "three real brokers", bars)

@@ -1,22 +1,12 @@
-"""A contestant beside another, round by round."""
+"""What is compared otherwise than by the ratio of two contestants."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from benchmarks.common.figures import paired
-from benchmarks.common.journal import Results, Row
+from benchmarks.common.journal import Results
 from benchmarks.common.ratios import Ratio, ratio
-from benchmarks.consumer.contestants import BASE
-
-
-def compared(
-    results: Results, part: str, figure: Callable[[Row], float], peer: str, base: str = BASE, **where: Any
-) -> Ratio:
-    """The contestant's figure as a multiple of the other's in the same round."""
-    return paired(results, part, figure, {"peer": peer, **where}, {"peer": base, **where})
 
 
 def share_of_ideal(results: Results, **case: Any) -> Ratio | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
+from benchmarks.common.contestants import Contestant as BaseContestant
 from benchmarks.consumer.peers.base import Peer
 from benchmarks.consumer.setup import Setup
+from benchmarks.producer.environment import QUIX
 
 OURS, BASE = "safekafka", "raw-consume"  # every ratio is to the base
 POLL, SAFE_FASTSTREAM = "raw-poll", "faststream"
@@ -15,21 +16,12 @@ PAIR = (OURS, BASE)  # run one right after the other in each round
 
 
 @dataclass(frozen=True)
-class Contestant:
-    name: str
-    title: str
-    home: str  # module and class in `peers`
-    distribution: str  # whose version is reported
-    how: str
-    # Those of the base's league handle as many records as it does; for the others a calibration finds the number.
-    as_many_as_base: bool = False
-    environment: Literal["peers", "quix"] = "peers"
+class Contestant(BaseContestant):
     clusters: tuple[str, ...] = ("mock", "real")
 
     def open(self, setup: Setup, **options: Any) -> Peer:
-        module, _, name = self.home.partition(":")
-        peer: type[Peer] = getattr(import_module(f"benchmarks.consumer.peers.{module}"), name)
-        return peer(setup, **options)
+        peer: Peer = self.load_from("benchmarks.consumer.peers")(setup, **options)
+        return peer
 
 
 _LIST = (
@@ -111,7 +103,7 @@ _LIST = (
         "quix:Quix",
         "quixstreams",
         "`dataframe(topic).apply(handler)`, commits every 5 s; on the older confluent-kafka that it demands",
-        environment="quix",
+        environment=QUIX,
         clusters=("real",),  # it asks the admin API for the topic, which mock brokers don't have
     ),
 )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from statistics import median
 
-from benchmarks.common.figures import cpu_micros, per_second
+from benchmarks.common.figures import compared
 from benchmarks.common.journal import Results
-from benchmarks.common.report import about_run, failures
+from benchmarks.common.report import CLUSTERS, about_run, contestants_section, failures, throughput_table
+from benchmarks.common.requirements import requirements_section
 from benchmarks.common.tables import shown, table
-from benchmarks.consumer.compared import compared, share_of_ideal
-from benchmarks.consumer.contestants import CONTESTANTS, POLL
+from benchmarks.consumer.compared import share_of_ideal
+from benchmarks.consumer.contestants import BASE, CONTESTANTS, POLL
 from benchmarks.consumer.requirements import requirements
 from benchmarks.consumer.setup import KEYS, PARTITIONS, VALUE_BYTES
 
-CLUSTERS = {"mock": "mock brokers in a process of their own", "real": "three Apache Kafka brokers"}
 _MIB = 1 << 20
 _SLEEPING = """`order="key"`: the rate of handlers that sleep, as a share of that of the same sleeps by as many threads
 (tasks) without Kafka, measured just before in the same process. As many as there are keys, if these are fewer. "On
@@ -51,36 +51,16 @@ costs is seen beside the tuned ones.
 
 
 def _requirements(results: Results) -> str:
-    rows = [[line.what, line.found, line.verdict] for line in requirements(results)]
-    return f"## Requirements\n\n{table(['', 'found', ''], rows, figures=False)}"
+    return requirements_section(requirements(results))
 
 
 def _throughput(results: Results) -> str:
-    tables = [
-        f"## A handler that does nothing: {CLUSTERS[cluster]}\n\n{_throughput_table(results, cluster)}"
-        for cluster in results.values("throughput", "cluster")
-    ]
+    tables = []
+    for cluster in results.values("throughput", "cluster"):
+        brokers = CLUSTERS[cluster][0].lower() + CLUSTERS[cluster][1:]
+        figures = throughput_table(results, CONTESTANTS, BASE, cluster=cluster)
+        tables.append(f"## A handler that does nothing: {brokers}\n\n{figures}")
     return "\n".join(tables)
-
-
-def _throughput_table(results: Results, cluster: str) -> str:
-    lines = []
-    for peer, contestant in CONTESTANTS.items():
-        rows = results.of("throughput", peer=peer, cluster=cluster)
-        if not rows:
-            continue
-        lines.append(
-            [
-                contestant.title,
-                f"{median(map(per_second, rows)):,.0f}",
-                shown(compared(results, "throughput", per_second, peer, cluster=cluster)),
-                f"{median(map(cpu_micros, rows)):.2f}",
-                shown(compared(results, "throughput", cpu_micros, peer, cluster=cluster)),
-                f"{len(rows)} of {rows[0]['records']:,}",
-            ]
-        )
-    columns = ["", "records/s", "to raw consume(500)", "CPU µs/record", "to raw consume(500)", "runs of records"]
-    return table(columns, lines)
 
 
 def _sleeping(results: Results) -> str:
@@ -145,12 +125,4 @@ def _slow(results: Results) -> str:
 
 
 def _contestants(results: Results) -> str:
-    lines = []
-    for peer, contestant in CONTESTANTS.items():
-        rows = results.of("throughput", peer=peer)
-        if rows:
-            row = rows[0]
-            on = f"{row['confluent_kafka']} / {row['librdkafka']}" if "librdkafka" in row else "own protocol"
-            lines.append([contestant.title, row["version"], on, contestant.how])
-    columns = ["", "version", "confluent-kafka / librdkafka", "how it handles and commits"]
-    return f"## Contestants\n\n{table(columns, lines, figures=False)}" if lines else ""
+    return contestants_section(results, CONTESTANTS, "how it handles and commits")

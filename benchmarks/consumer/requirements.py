@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from benchmarks.common.figures import per_second
+from benchmarks.common.figures import compared, per_second
 from benchmarks.common.journal import Results
+from benchmarks.common.requirements import Check, Requirement, checked
 from benchmarks.common.tables import shown
-from benchmarks.consumer.compared import compared, share_of_ideal, slower_by
+from benchmarks.consumer.compared import share_of_ideal, slower_by
 from benchmarks.consumer.contestants import BASE, OURS, POLL, SAFE_FASTSTREAM
 from benchmarks.consumer.setup import PARTITIONS
 
@@ -18,22 +16,8 @@ _FLAT = 10 * _MIB  # of a process of some 50 MiB: what its allocator does
 _ROOM = (PARTITIONS + 32) * _MIB
 
 
-@dataclass(frozen=True)
-class Requirement:
-    what: str
-    found: str
-    met: bool | None  # None: not measured
-
-    @property
-    def verdict(self) -> str:
-        return {True: "met", False: "NOT MET", None: "not measured"}[self.met]
-
-
-_Check = Callable[[Results], "tuple[str, bool] | None"]
-
-
 def requirements(results: Results) -> list[Requirement]:
-    checks: list[tuple[str, _Check]] = [
+    checks: list[tuple[str, Check]] = [
         ("no-op handler, mock brokers: at least 2 times raw `poll()`", _times(POLL, 2)),
         ("no-op handler, mock brokers: at least 20 times FastStream's safe mode", _times(SAFE_FASTSTREAM, 20)),
         ("no-op handler, real brokers: the interval of the ratio to raw `consume(500)` reaches 0.9", _near_raw),
@@ -43,11 +27,10 @@ def requirements(results: Results) -> list[Requirement]:
         ("very many keys: memory is flat", _keys),
         ("slow handler, records of 1 MB: memory stays within its bounds", _slow),
     ]
-    found = [(what, check(results)) for what, check in checks]
-    return [Requirement(what, *answer) if answer else Requirement(what, "-", None) for what, answer in found]
+    return checked(results, checks)
 
 
-def _times(base: str, least: float) -> _Check:
+def _times(base: str, least: float) -> Check:
     def check(results: Results) -> tuple[str, bool] | None:
         where = {"cluster": "mock"}
         if not all(results.of("throughput", peer=peer, **where) for peer in (OURS, base)):
@@ -62,7 +45,7 @@ def _near_raw(results: Results) -> tuple[str, bool] | None:
     where = {"cluster": "real"}
     if not all(results.of("throughput", peer=peer, **where) for peer in (OURS, BASE)):
         return None
-    found = compared(results, "throughput", per_second, OURS, **where)
+    found = compared(results, "throughput", per_second, OURS, BASE, **where)
     return shown(found), found.high >= 0.9
 
 
@@ -74,7 +57,7 @@ def _idle(results: Results) -> tuple[str, bool] | None:
     return ", ".join(f"{name} {s * 1e3:+.2f} ms" for name, s in found.items()), max(found.values()) <= 0.005
 
 
-def _share(form: str, least: float) -> _Check:
+def _share(form: str, least: float) -> Check:
     def check(results: Results) -> tuple[str, bool] | None:
         case = {"form": form, "concurrency": 100, "keys": 10_000}
         shares = {ms: share_of_ideal(results, milliseconds=ms, **case) for ms in (1, 10)}

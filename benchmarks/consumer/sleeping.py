@@ -6,12 +6,13 @@ from __future__ import annotations
 import itertools
 import random
 
+from benchmarks.common.clusters import Brokers
 from benchmarks.common.journal import Row
 from benchmarks.common.plan import say
 from benchmarks.consumer.contestants import OURS
 from benchmarks.consumer.plan import Plan
 from benchmarks.consumer.processes import run_worker
-from benchmarks.consumer.topics import Brokers, Filled, check_committed, new_group
+from benchmarks.consumer.topics import Filled, check_committed, new_group
 
 FORMS = ("sync", "async")
 # As of a stream that is read as it comes: with all that a partition holds in one batch, the records in memory would be

@@ -3,12 +3,13 @@ processes."""
 
 from __future__ import annotations
 
+from benchmarks.common.clusters import Brokers
 from benchmarks.common.journal import Row
 from benchmarks.common.plan import say
 from benchmarks.consumer.contestants import BASE, CONTESTANTS
 from benchmarks.consumer.plan import Plan
 from benchmarks.consumer.processes import run_worker
-from benchmarks.consumer.topics import Brokers, Filled, check_committed, most_records, new_group
+from benchmarks.consumer.topics import Filled, check_committed, most_records, new_group
 
 _FIRST_TRY = 2_000
 _UNIT = 500  # what the loops with batches take at once: no run ends with their waiting for the rest of one

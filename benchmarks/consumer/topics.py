@@ -3,85 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
 
-from benchmarks.common.mock_process import MockProcess
+from benchmarks.common.clusters import Brokers
 from benchmarks.common.processes import WorkerFailedError
 from benchmarks.consumer.setup import KEYS, PARTITIONS, VALUE_BYTES
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from safekafka.testing import KafkaCluster
-
 # The mock brokers keep about 5 MB of a partition.
 _MOST_BYTES = {"mock": 4_000_000, "real": 64_000_000}
 _OVERHEAD = 40  # bytes a record, at most
-_numbers = itertools.count(1)
-
-
-class Brokers(Protocol):
-    """Within `round()`, which is entered once a round, `new_topic()` makes one."""
-
-    name: str
-    servers: str
-
-    def round(self) -> AbstractContextManager[None]: ...
-
-    def new_topic(self) -> str: ...
-
-
-class MockBrokers:
-    """Mock brokers keep their logs in memory, hence new ones each round."""
-
-    name = "mock"
-    servers = ""
-
-    @contextmanager
-    def round(self) -> Iterator[None]:
-        with MockProcess() as self._process:
-            self.servers = self._process.servers
-            yield
-
-    def new_topic(self) -> str:
-        name = f"bench-{next(_numbers)}"
-        self._process.create_topic(name, PARTITIONS)
-        return name
-
-
-class RealBrokers:
-    """Three brokers with three replicas of each partition. The topics of a round are deleted after it."""
-
-    name = "real"
-
-    def __init__(self, cluster: KafkaCluster) -> None:
-        self._cluster = cluster
-        self.servers = cluster.bootstrap_servers
-        self._made: list[str] = []
-
-    @contextmanager
-    def round(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            while self._made:
-                self._cluster.delete_topic(self._made.pop())
-
-    def new_topic(self) -> str:
-        name = f"bench-{next(_numbers)}"
-        self._cluster.create_topic(name, PARTITIONS)
-        self._made.append(name)
-        return name
-
-
-@contextmanager
-def open_brokers(name: str) -> Iterator[MockBrokers | RealBrokers]:
-    if name == "mock":
-        yield MockBrokers()
-        return
-    with KafkaCluster(settings={"log.segment.delete.delay.ms": "1000"}) as cluster:
-        yield RealBrokers(cluster)
+_numbers = itertools.count(1)  # of groups
 
 
 def most_records(cluster: str, size: int = VALUE_BYTES, keys: int = KEYS) -> int:
@@ -122,7 +54,7 @@ class Filled:
 
     def topic(self, records: int, keys: int = KEYS) -> str:
         if (records, keys) not in self._topics:
-            name = self._topics[records, keys] = self._brokers.new_topic()
+            name = self._topics[records, keys] = self._brokers.new_topic(PARTITIONS)
             fill(self._brokers.servers, name, records, keys=keys, batch=self._batch)
         return self._topics[records, keys]
 

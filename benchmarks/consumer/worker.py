@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import gc
 import signal
-from importlib.metadata import version
 from typing import Any
 
 from benchmarks.common.processes import end_worker
@@ -27,11 +26,12 @@ def main() -> None:
 def throughput(options: argparse.Namespace) -> dict[str, Any]:
     """From the first record to the last; joining the group comes before, and the last commit after it."""
     counting = Counting(options.records)
-    peer = CONTESTANTS[options.peer].open(_setup(options))
+    contestant = CONTESTANTS[options.peer]
+    peer = contestant.open(_setup(options))
     gc.collect()
     peer.consume(counting)
     used = counting.used()
-    return {"records": options.records, "wall": used.wall, "cpu": used.cpu, **_versions(options.peer)}
+    return {"records": options.records, "wall": used.wall, "cpu": used.cpu, **contestant.versions()}
 
 
 def sleeping(options: argparse.Namespace) -> dict[str, Any]:
@@ -84,15 +84,6 @@ _MEASURES = {"throughput": throughput, "sleeping": sleeping, "idle": idle, "keys
 
 def _setup(options: argparse.Namespace) -> Setup:
     return Setup(options.servers, options.topic, options.group, options.cluster)
-
-
-def _versions(peer: str) -> dict[str, str]:
-    found = {"version": version(CONTESTANTS[peer].distribution)}
-    if peer != "aiokafka":
-        from confluent_kafka import libversion
-
-        found |= {"confluent_kafka": version("confluent-kafka"), "librdkafka": libversion()[0]}
-    return found
 
 
 def _options() -> argparse.Namespace:

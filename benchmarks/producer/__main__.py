@@ -6,7 +6,7 @@ import argparse
 
 from benchmarks.common.clusters import open_brokers
 from benchmarks.common.journal import Journal
-from benchmarks.common.program import clusters_of, known, numbers, parser_of, run_program
+from benchmarks.common.program import add_names, clusters_of, numbers, parser_of, run_program
 from benchmarks.producer import chart, memory, report, throughput, waiting
 from benchmarks.producer.contestants import CONTESTANTS, PAIR
 from benchmarks.producer.plan import Plan
@@ -58,18 +58,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--real-rounds", type=int, help="on the real ones (two thirds of the others)")
     parser.add_argument("--records", type=int, help="a run; else as many as take about 1.5 s")
     parser.add_argument("--sizes", type=numbers, default=(100, 1024), help="of the values, in bytes: 100,1024")
-    parser.add_argument("--peers", type=_peers, default=tuple(CONTESTANTS), help=",".join(CONTESTANTS))
-    parser.add_argument("--parts", type=_parts, default=PARTS, help=",".join(PARTS))
+    add_names(parser, "--peers", CONTESTANTS, always=PAIR)  # those are what is compared
+    add_names(parser, "--parts", PARTS)
     return parser.parse_args()
-
-
-def _peers(text: str) -> tuple[str, ...]:
-    """The two that are compared are always among them."""
-    return known({*PAIR, *text.split(",")}, tuple(CONTESTANTS))
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    return known(set(text.split(",")), PARTS)
 
 
 if __name__ == "__main__":

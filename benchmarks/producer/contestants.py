@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Literal
-
+from benchmarks.common.contestants import Contestant as BaseContestant
+from benchmarks.common.setup import Setup
+from benchmarks.producer.environment import QUIX
 from benchmarks.producer.peers.base import Peer
 
 BASE = "raw-callback"  # every ratio is to this one
 PAIR = ("safekafka", BASE)  # run one right after the other in each round
 
 
-@dataclass(frozen=True)
-class Contestant:
-    name: str
-    title: str
-    home: str  # module and class in `peers`
-    distribution: str  # whose version is reported
-    how: str
-    # Those about as fast as the base send as many records as it does; for the others a calibration finds the number.
-    as_many_as_base: bool = False
-    environment: Literal["peers", "quix"] = "peers"
-
-    def load(self) -> type[Peer]:
-        module, _, name = self.home.partition(":")
-        peer: type[Peer] = getattr(import_module(f"benchmarks.producer.peers.{module}"), name)
+class Contestant(BaseContestant):
+    def open(self, setup: Setup) -> Peer:
+        peer: Peer = self.load_from("benchmarks.producer.peers")(setup)
         return peer
 
 
@@ -83,7 +71,7 @@ _LIST = (
         "quix:QuixProducer",
         "quixstreams",
         "`Application.get_producer()`, `produce(on_delivery=...)`; on the older confluent-kafka that it demands",
-        environment="quix",
+        environment=QUIX,
     ),
     Contestant(
         "aioproducer",

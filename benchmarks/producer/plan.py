@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,12 +23,3 @@ class Plan(BasePlan):
     pending_records: int
     flat_records: int
     vital: ClassVar[frozenset[str]] = frozenset(PAIR)
-
-    def shuffled(self, where: object, peers: Iterable[str]) -> list[str]:
-        """The order of one round. The pair that matters most stays together, either one first."""
-        source = random.Random(f"{self.seed} {where}")
-        pair = [peer for peer in peers if peer in PAIR]
-        source.shuffle(pair)
-        units = [[peer] for peer in peers if peer not in PAIR] + [pair]
-        source.shuffle(units)
-        return [peer for unit in units for peer in unit]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from statistics import median
 
-from benchmarks.common.figures import cpu_micros, per_second
+from benchmarks.common.figures import compared
 from benchmarks.common.journal import Results
-from benchmarks.common.report import about_run, failures
+from benchmarks.common.report import CLUSTERS, about_run, contestants_section, failures, throughput_table
 from benchmarks.common.setup import BATCH_BYTES, BUFFER_RECORDS, LINGER_MS, PARTITIONS
 from benchmarks.common.tables import shown, table
-from benchmarks.producer.compared import compared
 from benchmarks.producer.contestants import BASE, CONTESTANTS
 
-CLUSTERS = {"mock": "Mock brokers in a process of their own", "real": "Three Apache Kafka brokers"}
 _PROBES = {
     BASE: "raw: `produce()`, `poll()` until the callback",
     "safekafka": "SafeProducer: `send().result()`",
@@ -42,32 +40,12 @@ within a round; told are the median of the rounds' ratios and, in brackets, its 
 
 def _throughput(results: Results) -> str:
     tables = [
-        f"## {CLUSTERS[cluster]}, values of {size:,} bytes\n\n{_throughput_table(results, cluster, size)}"
+        f"## {CLUSTERS[cluster]}, values of {size:,} bytes\n\n"
+        + throughput_table(results, CONTESTANTS, BASE, cluster=cluster, size=size)
         for cluster in results.values("throughput", "cluster")
         for size in results.values("throughput", "size", cluster=cluster)
     ]
     return "\n".join(["![Throughput](producer.svg)\n", *tables]) if tables else ""
-
-
-def _throughput_table(results: Results, cluster: str, size: int) -> str:
-    where = {"cluster": cluster, "size": size}
-    lines = []
-    for peer, contestant in CONTESTANTS.items():
-        rows = results.of("throughput", peer=peer, **where)
-        if not rows:
-            continue
-        lines.append(
-            [
-                contestant.title,
-                f"{median(map(per_second, rows)):,.0f}",
-                shown(compared(results, "throughput", per_second, peer, **where)),
-                f"{median(map(cpu_micros, rows)):.2f}",
-                shown(compared(results, "throughput", cpu_micros, peer, **where)),
-                f"{len(rows)} of {rows[0]['records']:,}",
-            ]
-        )
-    columns = ["", "records/s", "to raw with callback", "CPU µs/record", "to raw with callback", "runs of records"]
-    return table(columns, lines)
 
 
 def _latency(results: Results) -> str:
@@ -83,9 +61,9 @@ def _latency(results: Results) -> str:
                         [
                             f"{cluster}, linger {linger} ms, {title}",
                             f"{p50 * 1e3:.2f}",
-                            shown(compared(results, "latency", lambda row: float(row["p50"]), peer, **where)),
+                            shown(compared(results, "latency", lambda row: float(row["p50"]), peer, BASE, **where)),
                             f"{p99 * 1e3:.2f}",
-                            shown(compared(results, "latency", lambda row: float(row["p99"]), peer, **where)),
+                            shown(compared(results, "latency", lambda row: float(row["p99"]), peer, BASE, **where)),
                         ]
                     )
     columns = ["", "p50 ms", "to raw", "p99 ms", "to raw"]
@@ -108,7 +86,7 @@ def _pending(results: Results) -> str:
                         f"{contestant.title}, {size:,} B",
                         f"{each:,.0f}",
                         f"{each * 100_000 / 2**20:,.1f}",
-                        shown(compared(results, "pending", lambda row: float(row["bytes"]), peer, size=size)),
+                        shown(compared(results, "pending", lambda row: float(row["bytes"]), peer, BASE, size=size)),
                         f"{len(rows)} of {rows[0]['records']:,}",
                     ]
                 )
@@ -136,12 +114,4 @@ def _flat(results: Results) -> str:
 
 
 def _contestants(results: Results) -> str:
-    lines = []
-    for peer, contestant in CONTESTANTS.items():
-        rows = results.of("throughput", peer=peer)
-        if rows:
-            row = rows[0]
-            on = f"{row['confluent_kafka']} / {row['librdkafka']}" if "librdkafka" in row else "own protocol"
-            lines.append([contestant.title, row["version"], on, contestant.how])
-    columns = ["", "version", "confluent-kafka / librdkafka", "how it sends"]
-    return f"## Contestants\n\n{table(columns, lines, figures=False)}" if lines else ""
+    return contestants_section(results, CONTESTANTS, "how it sends")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import gc
 import signal
-from importlib.metadata import version
 from typing import Any
 
 from benchmarks.common.processes import check_count, end_worker
@@ -39,7 +38,7 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
     delivered = peer.wait()
     used = Usage.now() - start
     check_count(delivered, options.records + 1)
-    return {"records": options.records, "wall": used.wall, "cpu": used.cpu, **_versions(options.peer)}
+    return {"records": options.records, "wall": used.wall, "cpu": used.cpu, **CONTESTANTS[options.peer].versions()}
 
 
 def latency(options: argparse.Namespace) -> dict[str, Any]:
@@ -84,21 +83,11 @@ def flat(options: argparse.Namespace) -> dict[str, Any]:
 
 def _warm(options: argparse.Namespace, setup: Setup) -> Peer:
     """Connected, with metadata and a producer id."""
-    peer = CONTESTANTS[options.peer].load()(setup)
+    peer = CONTESTANTS[options.peer].open(setup)
     _alive.append(peer)
     peer.send([b"warm-up"])
     check_count(peer.wait(), 1)
     return peer
-
-
-def _versions(peer: str) -> dict[str, str]:
-    contestant = CONTESTANTS[peer]
-    found = {"version": version(contestant.distribution)}
-    if peer not in ("aiokafka", "kafka-python"):
-        from confluent_kafka import libversion
-
-        found |= {"confluent_kafka": version("confluent-kafka"), "librdkafka": libversion()[0]}
-    return found
 
 
 def _options() -> argparse.Namespace:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.common.clusters import RealBrokers, open_brokers
-from benchmarks.common.journal import Journal, Results
-from benchmarks.common.plan import say
-from benchmarks.common.program import clusters_of, known, numbers, parser_of, run_program
+from benchmarks.common.journal import Journal
+from benchmarks.common.program import add_names, clusters_of, numbers, parser_of, run_program
 from benchmarks.spool import append, chart, delivery, drain, outage, report, ways
 from benchmarks.spool.plan import Plan
 from benchmarks.spool.requirements import requirements
@@ -17,7 +16,7 @@ PARTS = ("append", "delivery", "ways", "drain", "outage")
 
 def main() -> None:
     options = _options()
-    run_program("spool", options, lambda journal: _measure(options, journal), _render, chart.draw)
+    run_program("spool", options, lambda journal: _measure(options, journal), report.render, chart.draw, requirements)
 
 
 def _measure(options: argparse.Namespace, journal: Journal) -> set[str]:
@@ -37,12 +36,6 @@ def _measure(options: argparse.Namespace, journal: Journal) -> set[str]:
     if "outage" in options.parts:
         outage.measure(plan)
     return plan.failed
-
-
-def _render(results: Results) -> str:
-    for line in requirements(results):
-        say(f"{line.verdict}: {line.what}: {line.found}")
-    return report.render(results)
 
 
 def _plan(options: argparse.Namespace, journal: Journal) -> Plan:
@@ -73,13 +66,9 @@ def _options() -> argparse.Namespace:
     parser = parser_of("spool", __doc__)
     parser.add_argument("--rounds", type=int, help="of each case (5)")
     parser.add_argument("--sizes", type=numbers, default=(200, 1024, 10240), help="appended: 200,1024,10240 bytes")
-    parser.add_argument("--parts", type=_parts, default=PARTS, help=",".join(PARTS))
+    add_names(parser, "--parts", PARTS)
     parser.add_argument("--outage-seconds", type=int, help="of sending without a broker (20)")
     return parser.parse_args()
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    return known(set(text.split(",")), PARTS)
 
 
 if __name__ == "__main__":

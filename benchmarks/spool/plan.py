@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,10 +41,6 @@ class Plan(BasePlan):
     outage_rate: int
     outage_size: int
     vital: ClassVar[frozenset[str]] = frozenset({BASE, *(name for name, case in CASES.items() if case.is_limit)})
-
-    def source(self, where: object) -> random.Random:
-        """Of the order of one round."""
-        return random.Random(f"{self.seed} {where}")
 
 
 def run_worker(measure: str, **options: object) -> Row:

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
-from benchmarks.common.figures import cpu_micros, paired, per_second
+from benchmarks.common.figures import compared, cpu_micros, paired, per_second
 from benchmarks.common.journal import Results, Row
-from benchmarks.common.report import about_run, failures
+from benchmarks.common.report import CLUSTERS, about_run, failures
+from benchmarks.common.requirements import requirements_section
 from benchmarks.common.setup import LINGER_MS, PARTITIONS
 from benchmarks.common.tables import shown, table
 from benchmarks.spool.cases import CASES, WAYS, Case
 from benchmarks.spool.contestants import BASE, CONTESTANTS
 from benchmarks.spool.requirements import requirements
 
-CLUSTERS = {"mock": "Mock brokers in a process of their own", "real": "Three Apache Kafka brokers"}
 _MB = 1e6
 _APPEND = """No broker answers: nobody listens at the address, and what the sender takes ahead it has taken before the
 clock starts. Ratios are to a plain file that is given the same bytes, as many at once, in the same round: "appended"
@@ -52,8 +52,7 @@ spool's count, what was delivered against the client's count and the brokers' lo
 
 
 def _requirements(results: Results) -> str:
-    rows = [[line.what, line.found, line.verdict] for line in requirements(results)]
-    return f"## Requirements\n\n{table(['', 'found', ''], rows, figures=False)}"
+    return requirements_section(requirements(results))
 
 
 def _append(results: Results) -> str:
@@ -150,7 +149,7 @@ def _contest(
             continue
         line = [contestant.title]
         for figure, digits in ((per_second, ",.0f"), (cpu_micros, ".2f")):
-            ratio = paired(results, part, figure, {"peer": peer, **where}, {"peer": BASE, **where})
+            ratio = compared(results, part, figure, peer, BASE, **where)
             line += [format(median(map(figure, rows)), digits), shown(ratio)]
         lines.append([*line, *(told(rows) for told in extra.values()), str(len(rows))])
     columns = ["", "records/s", "to raw with callback", "CPU µs/record", "to raw with callback"]

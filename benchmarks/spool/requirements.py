@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.common.figures import paired, per_second
+from benchmarks.common.figures import compared, paired, per_second
 from benchmarks.common.journal import Results
 from benchmarks.common.ratios import Ratio
+from benchmarks.common.requirements import Check, Requirement, checked
 from benchmarks.common.tables import shown
 from benchmarks.spool.cases import Case
 from benchmarks.spool.contestants import BASE, SPOOL
@@ -19,19 +18,8 @@ _MANY, _READY = Case("disk", "send_many", 1_000), Case("disk", "ready", 1_000)
 _MB = 1e6
 
 
-@dataclass(frozen=True)
-class Requirement:
-    what: str
-    found: str
-    met: bool | None  # None: not measured
-
-    @property
-    def verdict(self) -> str:
-        return {True: "met", False: "NOT MET", None: "not measured"}[self.met]
-
-
 def requirements(results: Results) -> list[Requirement]:
-    checks: list[tuple[str, Callable[[Results], tuple[str, bool] | None]]] = [
+    checks: list[tuple[str, Check]] = [
         ("`send_many(1000)`, 200 B, disk: at least 150,000 records/s", _many),
         ("`send()`, one thread, 200 B, disk: at least 0.6 of write+fdatasync a record; the aim is 0.9", _alone),
         ("`send()`, 200 B, disk: 16 threads at least 3 times as fast as one", _crowd),
@@ -39,8 +27,7 @@ def requirements(results: Results) -> list[Requirement]:
         ("peak memory of the draining process: at most 150 MB", _peak),
         ("memory with the smallest and the largest backlog: the same within 20 MB", _backlog),
     ]
-    found = [(what, check(results)) for what, check in checks]
-    return [Requirement(what, *answer) if answer else Requirement(what, "-", None) for what, answer in found]
+    return checked(results, checks)
 
 
 def _many(results: Results) -> tuple[str, bool] | None:
@@ -66,7 +53,7 @@ def _crowd(results: Results) -> tuple[str, bool] | None:
 def _drain(results: Results) -> tuple[str, bool] | None:
     if not (results.of("drain", peer=SPOOL) and results.of("drain", peer=BASE)):
         return None
-    found = paired(results, "drain", per_second, {"peer": SPOOL}, {"peer": BASE})
+    found = compared(results, "drain", per_second, SPOOL, BASE)
     return shown(found), found.median >= 0.5
 
 
