@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from benchmarks.common.contestants import Contestant as BaseContestant
 from benchmarks.consumer.peers.base import Peer
@@ -19,8 +18,8 @@ PAIR = (OURS, BASE)  # run one right after the other in each round
 class Contestant(BaseContestant):
     clusters: tuple[str, ...] = ("mock", "real")
 
-    def open(self, setup: Setup, **options: Any) -> Peer:
-        peer: Peer = self.load_from("benchmarks.consumer.peers")(setup, **options)
+    def open(self, setup: Setup) -> Peer:
+        peer: Peer = self.load_from("benchmarks.consumer.peers")(setup)
         return peer
 
 

@@ -16,9 +16,9 @@ _OVERHEAD = 40  # bytes a record, at most
 _numbers = itertools.count(1)  # of groups
 
 
-def most_records(cluster: str, size: int = VALUE_BYTES, keys: int = KEYS) -> int:
-    """That a topic can hold."""
-    return min(PARTITIONS, keys) * _MOST_BYTES[cluster] // (size + _OVERHEAD)
+def most_records(cluster: str) -> int:
+    """That a topic can hold, of the usual size."""
+    return PARTITIONS * _MOST_BYTES[cluster] // (VALUE_BYTES + _OVERHEAD)
 
 
 def fill(

@@ -35,8 +35,8 @@ class Async(One):
 class ByKey(One):
     """`order="key"`, 8 at once."""
 
-    def __init__(self, setup: Setup, **options: Any) -> None:
-        super().__init__(setup, **{"order": "key", "concurrency": 8, **options})
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup, order="key", concurrency=8)
 
 
 class Batches(One):
