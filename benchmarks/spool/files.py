@@ -63,7 +63,8 @@ def main() -> None:
     case = CASES[options.case]
     call = writing(case, options.size, options.folder)
     call()
-    made, used = call_for(options.seconds, [call], most_calls(case, options.size))
+    made, start, end = call_for(options.seconds, [call], most_calls(case, options.size))
+    used = end - start
     end_worker({"records": made * case.records, "wall": used.wall, "cpu": used.cpu})
 
 

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from benchmarks.common.usage import Usage
 
 
-def call_for(seconds: float, calls: Sequence[Callable[[], object]], most: int) -> tuple[int, Usage]:
+def call_for(seconds: float, calls: Sequence[Callable[[], object]], most: int) -> tuple[int, Usage, Usage]:
     """Each of the calls on a thread of its own, again and again, until the time is over or it was made `most` times.
-    How often they were made, all together."""
+    How often they were made, all together, and the usage at the start and at the end."""
     gc.collect()
     going, ready = True, threading.Barrier(len(calls) + 1)
 
@@ -31,4 +31,4 @@ def call_for(seconds: float, calls: Sequence[Callable[[], object]], most: int) -
         wait(working, timeout=seconds)
         going = False
         made = sum(thread.result() for thread in working)
-        return made, Usage.now() - start
+        return made, start, Usage.now()
