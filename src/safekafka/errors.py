@@ -122,7 +122,7 @@ class UndeliveredError(SafeKafkaError):
         shown = "; ".join(str(failure) for failure in self.failures[:3])
         more = f"; and {count - 3} more" if count > 3 else ""
         super().__init__(
-            f"{count} record(s) were not delivered and nobody looked at their receipts: {shown}{more}. "
+            f"{count} record(s) were not delivered and nobody looked at their receipts: {shown.rstrip('.')}{more}. "
             "Handle them by hand: `.failures` holds each record with its cause, or set on_undelivered=."
         )
 

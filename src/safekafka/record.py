@@ -190,9 +190,8 @@ def _as_bytes(what: str, value: object, problems: list[str]) -> bytes | None:
             return None
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
-    problems.append(
-        f"{what} must be bytes, str or None, not {type(value).__name__}: encode it first or set {what}_serializer"
-    )
+    serializer = f" or set {what}_serializer" if what in ("key", "value") else ""
+    problems.append(f"{what} must be bytes, str or None, not {type(value).__name__}: encode it first{serializer}")
     return None
 
 

@@ -323,6 +323,8 @@ _REQUIRED = {
 
 
 def _flat(config: Mapping[str, Any]) -> Config:
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config={config!r}: give a dict of settings, as in {{'bootstrap.servers': 'kafka1:9092'}}")
     nested = config.get("default.topic.config") or {}
     return {**nested, **{name: value for name, value in config.items() if name != "default.topic.config"}}
 

@@ -138,6 +138,18 @@ def test_closing_inside_the_body_does_not_wait_for_it(cluster: MockCluster) -> N
     assert committed(cluster)[0] == 0
 
 
+def test_C6_a_quick_body_gets_no_message_behind_its_stop(cluster: MockCluster) -> None:
+    fill(cluster, 3_000)
+    count = 0
+    with consumer_of(cluster) as consumer:
+        for _ in consumer:
+            count += 1
+            if count == 100:
+                consumer.stop()
+    assert count == 100
+    assert sum(committed(cluster).values()) == 100
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 def test_a_forked_child_leaves_the_parents_consumer_alone(cluster: MockCluster) -> None:
     fill(cluster, 2, partition=0)

@@ -27,7 +27,7 @@ _COMPOSE_CLUSTER = re.compile(r"localhost:19092(,localhost:\d+)*")
 _COMMANDS = (
     re.compile(r"make (?P<target>\w+)( SUITE=(?P<suite>\w+))?( SCALE=\d+)?"),
     re.compile(r"pip install '?safekafka(\[(?P<extras>[\w,]+)\])?'?"),
-    re.compile(r"docker compose (up --wait|down)"),
+    re.compile(r"docker compose (up --wait|down|exec kafka-\d /opt/kafka/bin/kafka-topics\.sh .+)"),
     re.compile(r"safekafka spool .+"),  # run by test_spool_commands_run_...
     re.compile(r"safekafka dlq .+"),  # run by test_dlq_commands_run_...
 )
@@ -41,7 +41,9 @@ def kafka(kafka_mock: MockCluster) -> MockCluster:
     producer = Producer({"bootstrap.servers": kafka_mock.bootstrap_servers})
     producer.produce("orders", b'{"customer": "anna", "item": "pizza"}', key=b"anna")
     producer.produce("orders", b"not an order", key=b"bob")
-    about = About("orders", 0, 1, group="kitchen", error_class="ValueError", error_message="not an order")
+    about = About(
+        "orders", 0, 1, group="kitchen", error_class="json.decoder.JSONDecodeError", error_message="not an order"
+    )
     now_ms = int(time.time() * 1000)
     headers = written(replace(about, failed_at=now_ms), NATIVE)
     producer.produce("orders.dlq", b"not an order", partition=0, headers=headers)

@@ -350,8 +350,14 @@ def _tell_foreign(folder: Path, identity: Identity, why: str) -> None:
         lane=str(folder),
         why=why,
         ours=f"{identity.spool} for {identity.bootstrap}",
-        remedy="start the producer it belongs to, or look into it with: safekafka spool status",
+        remedy="start the producer it belongs to, or look into it with: safekafka spool status"
+        + ("" if identity.cluster is not None else f". {if_address_was_wrong(folder)}"),
     )
+
+
+def if_address_was_wrong(folder: Path) -> str:
+    """Of a lane that has never met its brokers."""
+    return f"If that address was wrong, correct `bootstrap` in {folder / 'lane.json'} while no process has the lane."
 
 
 def _make_folder(folder: Path) -> None:

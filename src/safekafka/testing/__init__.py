@@ -33,4 +33,13 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    try:
+        home = import_module(f"{__name__}.{_HOME[name]}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("safekafka"):
+            raise
+        raise ModuleNotFoundError(
+            f"safekafka.testing needs the package {error.name!r}. Remedy: pip install 'safekafka[testing]'",
+            name=error.name,
+        ) from error
+    return getattr(home, name)

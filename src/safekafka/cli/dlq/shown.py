@@ -52,7 +52,12 @@ def selected(
             raise typer.BadParameter("--offsets count in one partition: give --partition as well.")
         first = int(found[1] or found[3] or 0)
         last = int(found[2] or found[3]) if found[2] or found[3] else None
-    return Selection(error, _time("--since", since), _time("--until", until), partition, first, last, group)
+        if last is not None and last < first:
+            raise typer.BadParameter(f"--offsets {offsets}: the first is behind the last.")
+    since_ms, until_ms = _time("--since", since), _time("--until", until)
+    if since_ms is not None and until_ms is not None and since_ms >= until_ms:
+        raise typer.BadParameter(f"--since {since} --until {until}: nothing is after the one and before the other.")
+    return Selection(error, since_ms, until_ms, partition, first, last, group)
 
 
 def _time(option: str, text: str | None) -> int | None:

@@ -318,5 +318,6 @@ def _one_line_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise  # `| head`: typer knows what to do
     except (SafeKafkaError, sqlite3.Error, OSError) as error:
-        note(f"Error: {one_line(str(error))}")
+        remedy = ". Remedy: safekafka spool verify names the damaged lane; the next start keeps what can be read of it"
+        note(f"Error: {one_line(str(error))}{remedy if isinstance(error, sqlite3.Error) else ''}")
         raise typer.Exit(WRONG) from error

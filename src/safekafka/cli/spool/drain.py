@@ -70,9 +70,12 @@ class Drain:
             return
         bootstrap = lane.bootstrap
         if self._bootstrap is not None and not self._is_for_our_brokers(lane):
+            from safekafka.spool.lane import if_address_was_wrong
+
             note(
                 f"{stays}: they are for {lane.bootstrap}{of_cluster(lane)}, not for {self._bootstrap}. Remedy: "
                 f"--bootstrap {lane.bootstrap}, or leave it out: then each lane's records go to the brokers it names."
+                + ("" if lane.cluster is not None else f" {if_address_was_wrong(lane.folder)}")
             )
             return
         if self._bootstrap is not None:
