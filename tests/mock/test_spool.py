@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
+import shutil
 import sqlite3
 import threading
 import time
@@ -353,6 +354,27 @@ def test_P5_nothing_is_accepted_into_a_journal_that_was_deleted_and_what_was_is_
     cluster.set_broker_up()
     assert producer.flush(30) == 0
     assert numbers(cluster) == [0]
+
+
+def test_P5_nothing_is_accepted_into_a_lane_that_another_process_made_anew_and_what_was_is_delivered(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path
+) -> None:
+    cluster.set_broker_down()
+    first = make()
+    first.send(TOPIC, b"0", partition=0)
+    shutil.rmtree(tmp_path / "spool" / "lane-0")
+    second = make()
+    second.send(TOPIC, b"1", partition=1)
+    time.sleep(spooled._FREE_LOOK_SECONDS)
+    for _ in range(2):
+        with pytest.raises(SpoolUnusableError, match=r"is gone \(another file is in its place\).*Remedy"):
+            first.send(TOPIC, b"2", partition=0)
+    cluster.set_broker_up()
+    assert first.flush(30) == 0
+    first.close(10)
+    second.send(TOPIC, b"3", partition=1)
+    assert second.flush(30) == 0
+    assert sorted(numbers(cluster)) == [0, 1, 3]
 
 
 def test_B_S11_records_of_a_deleted_journal_that_could_not_be_sent_are_told_as_lost(

@@ -22,7 +22,7 @@ from safekafka import Spool, SpoolCorruptError, SpoolFullError, SpoolLockedError
 from safekafka.spool.codec import encode
 from safekafka.spool.inspect import owner
 from safekafka.spool.journal import FILE, HIGH, RESERVE, Journal, runs_of, shown
-from safekafka.spool.lane import Identity, lock_dead, orphans, own_lane
+from safekafka.spool.lane import Identity, identity_of, lock_dead, orphans, own_lane
 
 OURS = Identity("default", "localhost:9092", None)
 
@@ -844,6 +844,80 @@ def test_a_refused_journal_leaves_no_file_open(tmp_path: Path, damage: str) -> N
     assert caught.value is not None  # still held here, with its frames
     if os.path.exists("/proc/self/fd"):
         assert open_files() == []
+
+
+# ---- deleted, while it is open
+
+
+@pytest.fixture
+def made_anew(tmp_path: Path, opened: Callable[..., Journal]) -> tuple[Journal, Journal]:
+    """A journal whose folder was deleted, and the one of whoever made the folder again. Each has records."""
+    folder = tmp_path / "lane"
+    folder.mkdir()
+    first = opened(folder)
+    first.append(rows(0, 3))
+    shutil.rmtree(folder)
+    folder.mkdir()
+    second = opened(folder)
+    second.append(rows(10, 5))
+    return first, second
+
+
+def test_P5_a_journal_whose_file_was_replaced_is_gone_and_its_records_can_be_delivered(
+    made_anew: tuple[Journal, Journal],
+) -> None:
+    first, second = made_anew
+    for _ in range(2):
+        with pytest.raises(SpoolUnusableError, match=r"is gone \(another file is in its place\).*Remedy"):
+            first.free_bytes()
+    assert second.free_bytes() > 0
+    assert list(stored(first).values()) == rows(0, 3)
+    first.delete([1, 2, 3], first.bytes)
+    assert counted(first) == (3, 0, 0)
+
+
+def test_P5_the_end_of_a_journal_whose_file_was_replaced_takes_nothing_from_the_one_in_its_place(
+    tmp_path: Path, made_anew: tuple[Journal, Journal], opened: Callable[..., Journal]
+) -> None:
+    """SQLite deletes the log when the last connection is closed, by name: not so where its file was replaced."""
+    first, second = made_anew
+    first.close()
+    copy = opened(killed(second, tmp_path / "killed"))
+    assert copy.losses == []
+    assert list(stored(copy).values()) == rows(10, 5)
+
+
+def test_P5_a_journal_whose_file_was_replaced_mends_nothing_of_the_one_in_its_place(
+    made_anew: tuple[Journal, Journal],
+) -> None:
+    first, second = made_anew
+    with pytest.raises(SpoolUnusableError, match="another file is in its place"):
+        first.mend()
+    assert evidence(second.path.parent) == []
+    assert_counters_are_those_of_the_file(second)
+    assert list(stored(second).values()) == rows(10, 5)
+
+
+def test_a_lane_made_anew_keeps_its_own_id_though_the_deleted_one_learns_the_cluster(tmp_path: Path) -> None:
+    """Records of two lanes by one id would be taken for the same."""
+    first = own_lane(Spool(tmp_path), OURS)
+    shutil.rmtree(first.folder)
+    second = own_lane(Spool(tmp_path), OURS)
+    assert second.folder == first.folder
+    first.learned("A")
+    assert first.identity.cluster == "A"
+    assert identity_of(second.folder) == (second.id, OURS)
+    first.close()
+    second.close()
+
+
+def test_a_journal_that_was_mended_is_there(tmp_path: Path, opened: Callable[..., Journal]) -> None:
+    journal = opened(tmp_path)
+    journal.append(rows(0, 3))
+    for _ in range(2):
+        journal.mend()
+        assert journal.free_bytes() > 0
+    assert list(stored(journal).values()) == rows(0, 3)
 
 
 # ---- who may use it

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -120,6 +121,7 @@ class Journal:
         self.last_seq = self.count = self.bytes = 0
         self._relaxed = self._sync_failed = False
         self._shrinking = False
+        self._file: tuple[int, int] | None = None  # the one that is open, as `_identity` tells; None: not known
         self._writer: Any = _Closed()
         self._reader: Any = _Closed()
         self._high_file = _open_high(folder)
@@ -334,14 +336,14 @@ class Journal:
         _journals.discard(self)
 
     def free_bytes(self) -> int:
-        """On the disk. Raises `SpoolUnusableError` where the file was deleted: SQLite writes on into it, and the end of
-        the process takes all of it away."""
+        """On the disk. Raises `SpoolUnusableError` where the file was deleted, though another is in its place: SQLite
+        writes on into it, and the end of the process takes all of it away."""
         try:
-            disk = os.statvfs(self.path)
+            disk = self._look_at_disk()
         except OSError:
             with self._lock:  # a mending may have had it away for a moment
                 try:
-                    disk = os.statvfs(self.path)
+                    disk = self._look_at_disk()
                 except OSError as error:
                     raise SpoolUnusableError(
                         f"{str(self.path)!r} is gone ({error.strerror or error}): what is in it ends with the process, "
@@ -367,9 +369,11 @@ class Journal:
                 "evidence and sends what can be read."
             )
         with self._lock, self._reading:
-            self._close_connections()
-            self._reader = self._writer = _Closed()
             try:
+                self._look_at_disk()  # nothing of what another process has there by now
+                self._close_connections()
+                self._reader = self._writer = _Closed()
+                self._file = None
                 self.losses.append(salvage(self._folder, self.last_seq, self._connect, self._make_tables))
                 self._open()
             except sqlite3.Error as error:
@@ -378,6 +382,12 @@ class Journal:
                 raise not_usable(self._folder, error) from error
 
     # ---- inside
+
+    def _look_at_disk(self) -> os.statvfs_result:
+        """Raises `OSError` where the open file is not there any more."""
+        if self._file not in (None, _identity(self.path)):
+            raise FileNotFoundError(errno.ENOENT, "another file is in its place")
+        return os.statvfs(self.path)
 
     def _close_connections(self) -> None:
         for connection in (self._reader, self._writer):
@@ -432,6 +442,7 @@ class Journal:
 
     def _open(self) -> None:
         self._writer = self._connect(self.path)
+        self._file = _identity(self.path)
         self._writer.execute("PRAGMA auto_vacuum=INCREMENTAL")
         self._writer.execute("PRAGMA journal_mode=WAL")
         self._writer.execute(f"PRAGMA synchronous={self._synchronous}")
@@ -454,6 +465,8 @@ class Journal:
         self._reader = self._connect(self.path)
         self._reader.execute("PRAGMA query_only=ON")
         self._count()
+        # At its first read SQLite opens the log, by name: later that may be the log of who made the folder anew.
+        self._reader.execute("SELECT one FROM state").fetchall()
 
     @staticmethod
     def _make_tables(connection: Any) -> None:
@@ -721,6 +734,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
     connection.text_factory = lambda text: text.decode(errors="replace")  # one flipped bit makes a text of any row
     return connection
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    file = os.stat(path)
+    return file.st_dev, file.st_ino
 
 
 def _take_room(file: int) -> None:

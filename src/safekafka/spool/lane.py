@@ -86,6 +86,7 @@ class Lane:
         """From now on, as far as it is known."""
         if identity != self.identity:
             self.identity = identity
+            self.journal.free_bytes()  # raises where the folder was deleted: another's may be in its place
             self._write()
 
     def learned(self, cluster: str) -> None:
