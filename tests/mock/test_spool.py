@@ -389,6 +389,73 @@ def test_B_S11_records_of_a_deleted_journal_that_could_not_be_sent_are_told_as_l
     assert re.search(r"spool_records_lost .* records=1 ", caplog.text)
 
 
+def test_B_S11_what_is_lost_with_a_deleted_journal_is_told_though_the_delivery_thread_died(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    producer.send(TOPIC, b"0", partition=0)
+    (tmp_path / "spool" / "lane-0" / "journal.sqlite3").unlink()
+
+    def fail() -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(way(producer)._sender, "turn", fail)
+    wait_until(lambda: way(producer).ended and not way(producer)._thread.is_alive(), 10, "the thread ended")
+    assert "thread_died" in caplog.text
+    assert "spool_left" not in caplog.text
+    assert caplog.text.count("spool_records_lost") == 1
+    assert re.search(r"spool_records_lost .* records=1 ", caplog.text)
+
+
+@pytest.mark.parametrize("deleted", [(0,), (1,), (0, 1)])
+def test_B_S11_each_lane_whose_journal_was_deleted_is_told_as_lost_and_the_others_as_left(
+    cluster: MockCluster,
+    make: Callable[..., SafeProducer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    deleted: tuple[int, ...],
+) -> None:
+    """The second is the adopted one of a dead process."""
+    monkeypatch.setattr(sender, "_ADOPT_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr(sender, "_ADOPT_SECONDS", 0.1)
+    cluster.set_broker_down()
+    for count, old in zip((2, 3), [make(), make()], strict=True):
+        old.send_many([Record(TOPIC, str(n), partition=0) for n in range(count)])
+        old.close(0.1)
+    cluster.set_topic_error(TOPIC, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    cluster.set_broker_up()
+    producer = make()
+    wait_until(lambda: producer.stats().lanes == 2, 30, lambda: caplog.text)
+    for number in deleted:
+        (tmp_path / "spool" / f"lane-{number}" / "journal.sqlite3").unlink()
+    caplog.clear()
+    producer.close(0.1)
+    told = {
+        int(lane): int(n) for lane, n in re.findall(r"records_lost lane='.*lane-(\d)' .* records=(\d) ", caplog.text)
+    }
+    assert told == {number: number + 2 for number in deleted}
+    left = re.findall(r"spool_left .* records=(\d) ", caplog.text)
+    assert left == [str(number + 2) for number in range(2) if number not in deleted]
+
+
+def test_B_S11_the_receipt_of_a_record_lost_with_its_journal_does_not_promise_that_the_next_start_sends_it(
+    cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of one that is on its way, nor of one that waits behind it."""
+    monkeypatch.setattr(sender, "WINDOW", 10)
+    cluster.set_broker_down()
+    producer = make()
+    receipts = [producer.send(TOPIC, str(n), partition=0) for n in range(20)]
+    wait_until(lambda: len(way(producer)._open) == 5, 10, "half of the window is with the client")
+    (tmp_path / "spool" / "lane-0" / "journal.sqlite3").unlink()
+    producer.close(0.1)
+    for receipt in receipts:
+        with pytest.raises(DeliveryUnknown, match=r"may or may not be in Kafka.*lane-0'.*was deleted\. Remedy"):
+            receipt.result(0)
+
+
 def test_damage_stops_the_spool_loudly_where_it_is_to_be_refused(
     cluster: MockCluster, make: Callable[..., SafeProducer], tmp_path: Path
 ) -> None:

@@ -151,6 +151,7 @@ class SpooledDelivery(DirectDelivery):
         self._flushed_at = 0.0
         self._sent_at = 0.0  # of the last record handed over
         self._journals_closed = False
+        self._gone: dict[LaneDrain, str] = {}  # at the end: those whose journals were deleted, and what that means
         self._rejected = 0
         if lane.journal.count:
             emit(
@@ -437,48 +438,70 @@ class SpooledDelivery(DirectDelivery):
     def _work(self) -> None:
         super()._work()
         self._sender.settle(time.monotonic())
-        lost = 0
-        try:
-            self._journal.free_bytes()
-        except SpoolUnusableError as error:
-            lost = self._journal.count
-            if lost:
-                tell_loss(self._journal.path.parent, Loss(str(error), lost, None))
-        if len(self) > lost:
-            emit(
-                Event.SPOOL_LEFT,
-                spool=str(self._spool.folder),
-                records=len(self) - lost,
-                remedy="they are sent by the next start of a producer with this spool",
-            )
 
     def _settle(self) -> None:
         try:
             if not self._journals_closed:
                 self._count_rejected()
                 self._journals_closed = True
-                self._writer.end(self._sender.close)
+                try:
+                    self._writer.end(self._close_journals)
+                finally:
+                    self._tell_what_is_left()
         finally:  # though the disk refuses
             super()._settle()
             self._abandon_receipts()
 
+    def _close_journals(self) -> None:
+        """With the writer's lock held."""
+        for drain in self._sender.drains:
+            try:
+                drain.journal.free_bytes()
+            except SpoolUnusableError as error:
+                self._gone[drain] = str(error)
+        self._sender.close()
+
+    def _tell_what_is_left(self) -> None:
+        """After the writer's lock, under which nothing of the user's may run."""
+        left = 0
+        for drain in self._sender.drains:
+            if drain not in self._gone:
+                left += drain.journal.count
+            elif lost := drain.journal.count - len(drain.done):  # Kafka has those
+                tell_loss(drain.lane.folder, Loss(self._gone[drain], lost, None))
+        if left:
+            emit(
+                Event.SPOOL_LEFT,
+                spool=str(self._spool.folder),
+                records=left,
+                remedy="they are sent by the next start of a producer with this spool",
+            )
+
     def _abandon_receipts(self) -> None:
         left = {*self._own.receipts.all(), *self._own.fresh, *self._own.rows, *self._watched}
         for receipt in left:
-            fields = receipt._fields
-            if not receipt.done() and fields is not None:
-                receipt._resolve(self._on_disk(fields))
+            if not receipt.done() and receipt._fields is not None:
+                receipt._resolve(self._on_disk(receipt))
         self._watched.clear()
 
     def _given_up(self, receipt: DirectReceipt, if_held: str, if_with_client: str) -> DeliveryError:
-        return self._on_disk(receipt.fields())
+        return self._on_disk(receipt)
 
-    def _on_disk(self, fields: Fields) -> DeliveryUnknown:
-        return DeliveryUnknown(
-            f"record for topic {fields[0]!r} is on the disk in {self._where!r}, not known to be in Kafka: "
-            "the producer ended first. The next start sends it.",
-            as_record(fields),
-        )
+    def _on_disk(self, receipt: Receipt) -> DeliveryUnknown:
+        assert isinstance(receipt, SpooledReceipt)
+        fields = receipt.fields()
+        if receipt._drain in self._gone:
+            fate = (
+                "may or may not be in Kafka: the producer ended first, and the journal in "
+                f"{str(receipt._drain.lane.folder)!r}, which had it, was deleted. Remedy: send it again, unless a "
+                "duplicate is worse than a loss."
+            )
+        else:
+            fate = (
+                f"is on the disk in {self._where!r}, not known to be in Kafka: the producer ended first. "
+                "The next start sends it."
+            )
+        return DeliveryUnknown(f"record for topic {fields[0]!r} {fate}", as_record(fields))
 
 
 def rejection(receipt: SpooledReceipt, reason: str, error: KafkaError, tried: bool = False) -> DeliveryError:
