@@ -42,21 +42,21 @@ def accept(drain: LaneDrain, records: list[Fields]) -> list[SpooledReceipt]:
 def test_a_record_read_twice_is_still_that_of_its_receipt(drain: LaneDrain) -> None:
     """Passed over for its topic, read from the disk, and read again since another topic was free before."""
     sent = accept(drain, [fields(n, "blocked" if n % 2 else "stuck") for n in range(8)])
-    assert drain.take(10, 10_000, lambda record: record[0]) == []  # all wait
+    assert drain.take(10, 10_000, 0, lambda record: record[0]) == []  # all wait
     drain.start_again(["blocked"])
-    taken = drain.take(1, 10_000, lambda record: "stuck" if record[0] == "stuck" else None)
+    taken = drain.take(1, 10_000, 0, lambda record: "stuck" if record[0] == "stuck" else None)
     assert [receipt is sent[1] for receipt in taken] == [True]
     assert drain.rows
     drain.start_again(["stuck"])
-    taken = drain.take(10, 10_000, None)
+    taken = drain.take(10, 10_000, 0, None)
     assert all(receipt is other for receipt, other in zip(taken, [sent[0], *sent[2:]], strict=True))
 
 
 def test_rows_dropped_for_a_mended_file_keep_their_receipts(drain: LaneDrain) -> None:
     sent = accept(drain, [fields(n) for n in range(4)])
-    drain.take(10, 10_000, lambda record: record[0])
+    drain.take(10, 10_000, 0, lambda record: record[0])
     drain.start_again(["orders"])
     assert drain.ready() is drain.rows
     drain.forget_rows()
-    taken = drain.take(10, 10_000, None)
+    taken = drain.take(10, 10_000, 0, None)
     assert all(receipt is other for receipt, other in zip(taken, sent, strict=True))

@@ -107,10 +107,10 @@ class SenderModel(RuleBasedStateMachine):
         self.delivery.accepts_feeding = accepts
         self.sender.turn()
 
-    def append(self, places: list[tuple[str, int]]) -> None:
+    def append(self, places: list[tuple[str, int]], value: bytes = b"1") -> None:
         if not places:
             return
-        records: list[Fields] = [(topic, b"1", None, None, partition, 1_000) for topic, partition in places]
+        records: list[Fields] = [(topic, value, None, None, partition, 1_000) for topic, partition in places]
         rows = [encode(record) for record in records]
         first = self.drain.journal.append(rows)
         for seq, place in enumerate(places, first):
@@ -120,9 +120,7 @@ class SenderModel(RuleBasedStateMachine):
     @rule(share=st.floats(0, 1))
     def delivers(self, share: float) -> None:
         for seq in list(self.drain.open)[: round(len(self.drain.open) * share)]:
-            receipt = self.drain.open.pop(seq)
-            self.drain.open_bytes -= receipt._size
-            self.drain.done[seq] = receipt._size
+            deliver(self.drain, seq)
 
     @invariant()
     def each_partition_gets_its_records_in_order(self) -> None:
@@ -136,6 +134,12 @@ class SenderModel(RuleBasedStateMachine):
         while self.sender.turn() or self.drain.open:
             self.delivers(1.0)
         assert self.handed_over == self.sent
+
+
+def deliver(drain: LaneDrain, seq: int) -> None:
+    receipt = drain.open.pop(seq)
+    drain.open_bytes -= receipt._size
+    drain.done[seq] = receipt._size
 
 
 @pytest.fixture
@@ -158,3 +162,35 @@ def test_P3_order_holds_whatever_gets_stuck_or_blocked_and_well_again(scale: int
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )
+
+
+def test_a_record_larger_than_what_a_stuck_partition_leaves_to_share_goes_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And no others go with it: they would hold too much of the window if they got stuck as well."""
+    monkeypatch.setattr(sender_module, "_WINDOW_BYTES", 1_000)
+    stuck, large, small = ("orders", 0), ("orders", 1), ("audit", 0)
+    model = SenderModel()
+    model.begin()
+    try:
+        model.append([stuck] * 20)
+        model.sender.turn()
+        model.stuck.next = {stuck}
+        model.stuck.records, model.stuck.bytes = len(model.drain.open), model.drain.open_bytes
+        assert 400 < model.stuck.bytes <= 500
+        waiting = list(model.drain.open)
+        for size, goes in ((700, True), (1_600, False)):
+            model.append([large], bytes(size))
+            model.append([small] * 20)
+            model.sender.turn()
+            flowing = model.drain.open.keys() - waiting
+            assert flowing == (set(model.sent[large]) if goes else set())
+            while flowing:
+                for seq in flowing:
+                    deliver(model.drain, seq)
+                model.sender.turn()
+                flowing = model.drain.open.keys() - waiting
+            assert (model.handed_over[small] == model.sent[small]) == goes
+        model.all_is_well()
+    finally:
+        model.teardown()

@@ -137,9 +137,11 @@ class LaneDrain:
             if not self._read(last):
                 self.cursor = last + 1
 
-    def take(self, count: int, size: int, wait_with: Callable[[Fields], Group | None] | None) -> list[SpooledReceipt]:
-        """The next records, at most so many and so large; they count as open. Those that have to wait are passed
-        over."""
+    def take(
+        self, count: int, size: int, alone: int, wait_with: Callable[[Fields], Group | None] | None
+    ) -> list[SpooledReceipt]:
+        """The next records, at most so many and so large, or one that is larger than that, but at most `alone`; they
+        count as open. Those that have to wait are passed over."""
         line = self.ready()
         taken: list[SpooledReceipt] = []
         if line is None:
@@ -154,7 +156,7 @@ class LaneDrain:
             group = None if wait_with is None else wait_with(receipt.fields())
             if group is None:
                 size -= receipt._size
-                if size < 0 and (taken or self.open):
+                if size < 0 and (taken or (self.open and receipt._size > alone)):
                     break
                 self.open[seq] = receipt
                 self.open_bytes += receipt._size

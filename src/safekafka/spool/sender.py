@@ -156,11 +156,11 @@ class Sender:
             if not self._is_ours(drain):
                 continue
             while fed < _PORTION:
-                count, size = self._room()
+                count, size, alone = self._room()
                 self.full = count <= 0
                 waits = self._group_to_wait_with if self._stuck.groups or self.delivery.blocked else None
                 before = drain.cursor
-                taken = drain.take(min(count, _PORTION), size, waits) if count > 0 else []
+                taken = drain.take(min(count, _PORTION), size, alone, waits) if count > 0 else []
                 if taken:
                     self.delivery.hand_over(drain, taken)
                     passing("after_hand_over")
@@ -169,20 +169,22 @@ class Sender:
                     break
         return fed
 
-    def _room(self) -> tuple[int, int]:
-        """How many records and bytes may be handed over now."""
+    def _room(self) -> tuple[int, int, int]:
+        """How many records and bytes may be handed over now, and how large one may be that is larger: where nothing
+        flows it has nothing to share with, and would never fit while something waits."""
         count = size = done = 0
         for drain in self.drains:
             count += len(drain.open)
             size += drain.open_bytes
             done += len(drain.done)
         if done > WINDOW:  # the disk can't delete as fast
-            return 0, 0
+            return 0, 0, 0
         waiting, waiting_bytes = self._waiting(count, size)
         most, most_bytes = self._window
         count_left = min(_share(most, waiting) - (count - waiting), 2 * most - count)
         size_left = min(_share(most_bytes, waiting_bytes) - (size - waiting_bytes), 2 * most_bytes - size)
-        return count_left, size_left
+        alone = 2 * most_bytes - size if count <= waiting else 0
+        return count_left, size_left, alone
 
     @property
     def _window(self) -> tuple[int, int]:
