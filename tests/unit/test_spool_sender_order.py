@@ -194,3 +194,22 @@ def test_a_record_larger_than_what_a_stuck_partition_leaves_to_share_goes_alone(
         model.all_is_well()
     finally:
         model.teardown()
+
+
+def test_the_window_is_full_when_the_next_record_does_not_fit_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the delivery thread would look again every 2 ms, though only an acknowledgement can make room."""
+    monkeypatch.setattr(sender_module, "_WINDOW_BYTES", 1_000)
+    model = SenderModel()
+    model.begin()
+    try:
+        model.append([("orders", 0)] * 3, bytes(100))
+        model.sender.turn()
+        assert (len(model.drain.open), model.sender.full) == (3, False)
+        model.append([("orders", 0)], bytes(100))
+        model.sender.turn()
+        assert (len(model.drain.open), model.sender.full) == (3, True)
+        model.delivers(1.0)
+        model.sender.turn()
+        assert (len(model.drain.open), model.sender.full) == (1, False)
+    finally:
+        model.teardown()

@@ -157,6 +157,7 @@ class LaneDrain:
             if group is None:
                 size -= receipt._size
                 if size < 0 and (taken or (self.open and receipt._size > alone)):
+                    self.sender.full = True
                     break
                 self.open[seq] = receipt
                 self.open_bytes += receipt._size
