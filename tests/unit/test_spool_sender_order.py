@@ -20,6 +20,7 @@ from safekafka.spool import sender as sender_module
 from safekafka.spool.codec import encode
 from safekafka.spool.drain import LaneDrain
 from safekafka.spool.journal import Journal
+from safekafka.spool.lane import Unusable
 from safekafka.spool.sender import Sender
 from safekafka.spool.spooled import SpooledReceipt
 
@@ -71,7 +72,8 @@ class SenderModel(RuleBasedStateMachine):
             folder=self.folder,
             identity=SimpleNamespace(cluster="A"),
         )
-        self.sender = Sender(self.delivery, Spool(self.folder), lane, "murmur2_random")
+        queue = 1 << 31, 1 << 40
+        self.sender = Sender(self.delivery, Spool(self.folder), lane, "murmur2_random", queue, Unusable())
         self.sender._cluster = "A"
         self.sender._stuck = self.stuck  # type: ignore[assignment]
         self.sender._kept_house_at = self.sender._adopt_at = float("inf")

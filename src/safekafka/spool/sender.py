@@ -60,13 +60,13 @@ class Sender:
         spool: Spool,
         lane: Lane,
         partitioner: str,
-        queue: tuple[int, int] = (1 << 31, 1 << 40),
-        unusable: Unusable | None = None,
+        queue: tuple[int, int],
+        unusable: Unusable,
     ) -> None:
         """`queue`: the records and bytes that the client takes at most. `unusable`: lanes the start passed over."""
         self.delivery = delivery
         self._queue = queue
-        self.unusable = unusable or Unusable()
+        self.unusable = unusable
         self._spool = spool
         self.own = LaneDrain(self, lane, own=True)
         self.drains = [self.own]
