@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from safekafka import BufferFullError, Receipt, SafeProducer, Spool, UndeliveredError
+from safekafka.producer import direct
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import read_log
 from tests.mock.conftest import TOPIC
@@ -200,6 +201,37 @@ def test_a_loop_that_ended_while_its_task_waited_for_room_holds_up_nobody(
     task.cancel()
     abandoned.run_until_complete(asyncio.gather(task, return_exceptions=True))
     abandoned.close()
+
+
+def test_loops_that_stand_still_hold_up_neither_a_third_one_nor_the_order_of_their_own_tasks(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "_WAITER_SECONDS", 0.1)
+    cluster.set_broker_down()
+    producer = make({"queue.buffering.max.messages": 1})
+    producer.send(TOPIC, b"0", partition=0)
+    loops = [asyncio.new_event_loop() for _ in range(2)]
+    tasks = []
+    for partition, loop in enumerate(loops, 1):
+        tasks.append([loop.create_task(producer.asend(TOPIC, str(n), partition=partition)) for n in range(5)])
+        loop.run_until_complete(asyncio.sleep(0.01))
+    cluster.set_broker_up()
+
+    async def main() -> None:
+        for n in range(1, 6):
+            await (await asyncio.wait_for(producer.asend(TOPIC, str(n), partition=0), 10))
+
+    asyncio.run(main())
+    for loop, waiting in zip(loops, tasks, strict=True):
+        loop.run_until_complete(asyncio.wait_for(_all(waiting), 30))
+        loop.close()
+    assert producer.flush(30) == 0
+    assert log_of(cluster) == list(range(6))
+    assert log_of(cluster, 1) == log_of(cluster, 2) == list(range(5))
+
+
+async def _all(tasks: list[asyncio.Task[Receipt]]) -> None:
+    await asyncio.gather(*tasks)
 
 
 def test_aflush_aclose_and_async_with(cluster: MockCluster, run: Run) -> None:

@@ -585,12 +585,12 @@ class DirectDelivery(Way):
             waiter = self._waiters[0]
             if waiter.call():
                 return
-            with self._line:  # his loop stands still, or is closed: another one's first goes before
-                other = next((one for one in self._waiters if one.loop is not waiter.loop), None)
-                if other is not None:
-                    self._waiters.remove(other)
-                    self._waiters.appendleft(other)
-                    other.call()
+            with self._line:  # his loop stands still, or is closed: all its tasks go behind those of the others
+                others = [one for one in self._waiters if one.loop is not waiter.loop]
+                if others:
+                    standing = [one for one in self._waiters if one.loop is waiter.loop]
+                    self._waiters = deque([*others, *standing])  # at once: tasks look without the lock who is first
+                    others[0].call()
 
     def _oldest(self) -> DirectReceipt | None:
         return next(iter(self._first_open(1)), None)
