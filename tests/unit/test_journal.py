@@ -983,6 +983,46 @@ def test_B_S12_a_lane_stays_its_processs_though_its_lock_is_deleted(tmp_path: Pa
         orphan.close()
 
 
+@pytest.mark.parametrize("use", ["is_open(folder)", "Journal(folder).close()"])
+def test_P8_a_child_forked_while_a_lane_is_being_locked_does_not_keep_it(tmp_path: Path, use: str) -> None:
+    program = f"""
+import os, signal, sys, threading
+from pathlib import Path
+from safekafka.spool import journal
+from safekafka.spool.journal import Journal, is_open
+
+folder, locked, go_on = Path(sys.argv[1]), threading.Event(), threading.Event()
+Journal(folder).close()
+locks = journal._locks
+
+def take_time(file):
+    taken = locks(file)
+    locked.set()
+    assert go_on.wait(10)
+    return taken
+
+journal._locks = take_time
+thread = threading.Thread(target=lambda: {use})
+thread.start()
+assert locked.wait(10)
+threading.Timer(0.3, go_on.set).start()  # the fork may wait for it
+child = os.fork()
+if not child:
+    signal.pause()
+thread.join()
+journal._locks = locks
+try:
+    print(is_open(folder))
+finally:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_a_spool_that_is_a_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("")
     with pytest.raises(SpoolUnusableError, match=r"spool.*can't be used.*Remedy"):

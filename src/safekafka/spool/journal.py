@@ -25,6 +25,7 @@ Rules
 Threads: `append` under the writer's lock (`writer.py`), `read` and all else on the sender thread. `_lock` guards the
 writing connection, `_reading` the reading one; each read is a transaction of its own, so that the log can be reset.
 Before a fork both locks of all journals are taken: a child made while a thread is inside SQLite could hang in its own.
+Before them `_opening`, held while a lane is being locked: else the child would have a part of that, and not know it.
 In the child the parent's connections are never touched, not even freed.
 """
 
@@ -124,14 +125,16 @@ class Journal:
         self._file: tuple[int, int] | None = None  # the one that is open, as `_identity` tells; None: not known
         self._writer: Any = _Closed()
         self._reader: Any = _Closed()
-        self._high_file = _open_high(folder)
-        _journals.add(self)  # before it is all there: a child forked meanwhile gives up the lock as well
+        with _opening:
+            self._high_file = _open_high(folder)
+            _journals.add(self)  # before it is all there: a child forked meanwhile gives up the lock as well
         try:
             self._open_and_look()
         except BaseException as error:
             self._close_connections()
-            self._close_high()
-            _journals.discard(self)
+            with _opening:
+                self._close_high()
+                _journals.discard(self)
             if isinstance(error, sqlite3.Error):
                 raise _storage_error(error, self.path) from error
             raise
@@ -652,10 +655,15 @@ class _Closed:
 
 
 _journals: weakref.WeakSet[Journal] = weakref.WeakSet()
-_quiet: list[threading.Lock] = []
+# While a locked `high` is open that no journal in `_journals` has: a child forked then would keep the lane. Reentrant,
+# for a signal handler that opens a journal on top of that.
+_opening = threading.RLock()
+_quiet: list[Any] = []  # locks
 
 
 def _be_quiet() -> None:
+    if _opening.acquire(timeout=_FORK_SECONDS):  # first: it is held by who adds a journal
+        _quiet.append(_opening)
     for journal in list(_journals):
         for lock in (journal._lock, journal._reading):
             if lock.acquire(timeout=_FORK_SECONDS):
@@ -668,6 +676,8 @@ def _go_on() -> None:
 
 
 def _forget_all() -> None:
+    global _opening
+    _opening = threading.RLock()
     _quiet.clear()
     for journal in list(_journals):
         journal._forget()
@@ -769,14 +779,15 @@ def _open_high(folder: Path) -> int:
 
 def is_open(folder: Path) -> bool:
     """Whether a living process has the journal of this folder open."""
-    try:
-        file = os.open(folder / HIGH, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return not _locks(file)
-    finally:
-        os.close(file)
+    with _opening:
+        try:
+            file = os.open(folder / HIGH, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return not _locks(file)
+        finally:
+            os.close(file)
 
 
 def _locks(file: int) -> bool:
