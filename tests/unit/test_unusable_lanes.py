@@ -7,13 +7,15 @@ import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from safekafka import Spool, SpoolCorruptError, SpoolUnusableError
 from safekafka.spool import lane as lane_module
 from safekafka.spool.codec import encode
-from safekafka.spool.journal import FILE
+from safekafka.spool.inspect import lanes
+from safekafka.spool.journal import FILE, HIGH
 from safekafka.spool.lane import Identity, Unusable, orphans, own_lane
 
 OURS = Identity("default", "localhost:9092", None)
@@ -181,3 +183,43 @@ def test_a_spool_folder_that_cannot_be_listed_is_told_with_the_remedy(
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(SpoolUnusableError, match=r"can't be used: Permission denied.*Remedy"):
         list(orphans(Spool(tmp_path), OURS))
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Looking into a folder, on Python 3.14 or not: from there on pathlib tells of no missing right."""
+    refused: list[Path] = []
+    plain = os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if isinstance(path, (str, Path)) and any(folder in Path(path).parents for folder in refused):
+            raise PermissionError(13, "Permission denied")
+        return plain(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(Path, "exists", os.path.exists)
+    monkeypatch.setattr(Path, "is_dir", os.path.isdir)
+    return refused.append
+
+
+def test_a_lane_that_may_not_be_looked_into_is_told_on_any_python(
+    tmp_path: Path, refused: Callable[[Path], None]
+) -> None:
+    first, second = leave_lanes(tmp_path, 2)
+    refused(first)
+    unusable = Unusable()
+    assert adopted(Spool(tmp_path), unusable) == ["lane-1"]
+    (problem,) = unusable.problems
+    assert "lane-0" in problem
+    assert "Permission denied" in problem
+    (first / HIGH).unlink()
+    assert lanes(tmp_path) == [first, second]
+
+
+def test_a_spool_folder_that_may_not_be_looked_into_is_told_on_any_python(
+    tmp_path: Path, refused: Callable[[Path], None]
+) -> None:
+    leave_lanes(tmp_path / "spool", 1)
+    refused(tmp_path)
+    with pytest.raises(SpoolUnusableError, match=r"can't be used: Permission denied.*Remedy"):
+        list(orphans(Spool(tmp_path / "spool"), OURS))

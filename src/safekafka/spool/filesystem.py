@@ -70,6 +70,15 @@ def look(folder: Path, durability: Literal["disk", "process"]) -> str | None:
     return None
 
 
+def mode_of(path: Path) -> int | None:
+    """`st_mode`; None if nothing is there. Raises `OSError` where that can't be told, for lack of rights, say: from
+    Python 3.14 on `Path.exists()` and its like call that "not there"."""
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 class _Mount(NamedTuple):
     id: str
     parent: str

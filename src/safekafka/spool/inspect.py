@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from safekafka.errors import SpoolUnusableError
 from safekafka.record import Fields
 from safekafka.spool.codec import checksum, decode
+from safekafka.spool.filesystem import mode_of
 from safekafka.spool.journal import FILE, Journal, RejectedRecord
 from safekafka.spool.lane import identity_of, lane_folders, owner_of, try_lock
 
@@ -163,7 +164,7 @@ def lanes(folder: Path) -> list[Path]:
 
 def _has_file(lane: Path) -> bool:
     try:
-        return (lane / FILE).exists()
+        return mode_of(lane / FILE) is not None
     except OSError:  # no rights: whoever looks into it is told
         return True
 

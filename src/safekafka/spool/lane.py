@@ -25,6 +25,7 @@ import contextlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -36,7 +37,7 @@ from safekafka.errors import SafeKafkaError, SpoolLockedError, SpoolUnusableErro
 from safekafka.observe import Event, emit
 from safekafka.spool.config import Spool
 from safekafka.spool.crashpoint import passing
-from safekafka.spool.filesystem import look
+from safekafka.spool.filesystem import look, mode_of
 from safekafka.spool.journal import FILE, Journal, is_open, not_usable, sync_folder
 
 _PREFIX = "lane-"
@@ -245,7 +246,8 @@ def _orphan(folder: Path, spool: Spool, identity: Identity) -> Lane | None:
 
 def lane_folders(folder: Path) -> list[Path]:
     try:
-        if not folder.is_dir():
+        mode = mode_of(folder)
+        if mode is None or not stat.S_ISDIR(mode):
             return []
         found = [path for path in folder.iterdir() if path.name.startswith(_PREFIX) and path.name[5:].isdigit()]
     except OSError as error:
@@ -292,7 +294,7 @@ def identity_of(folder: Path) -> tuple[str, Identity] | None:
 
 def has_records(folder: Path) -> bool:
     """Without opening the journal where the mark of its orderly end says that it is empty."""
-    if not (folder / FILE).exists():
+    if mode_of(folder / FILE) is None:
         return False
     left = Journal.left_at_close(folder)
     return left is None or left > 0
