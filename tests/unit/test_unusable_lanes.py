@@ -185,6 +185,18 @@ def test_a_spool_folder_that_cannot_be_listed_is_told_with_the_remedy(
         list(orphans(Spool(tmp_path), OURS))
 
 
+def test_a_disk_that_becomes_read_only_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **options: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    lane = own_lane(Spool(tmp_path), OURS)
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(Path, name, refuse)
+    with pytest.raises(SpoolUnusableError, match=r"can't be used: Read-only file system.*Remedy"):
+        lane.belongs_to(OURS._replace(cluster="A"))
+    lane.close()
+
+
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Looking into a folder, on Python 3.14 or not: from there on pathlib tells of no missing right."""

@@ -114,7 +114,8 @@ class Lane:
             new.replace(self.folder / "lane.json")
             sync_folder(self.folder)
         except OSError as error:
-            new.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that became read-only refuses this as well
+                new.unlink()
             raise not_usable(self.folder, error) from error
 
 
