@@ -28,6 +28,7 @@ from confluent_kafka import Message
 from safekafka.consumer.offset_map import MAX_CHARACTERS, OffsetMap, encode
 
 _HOLD_BACK, _LET_GO = MAX_CHARACTERS * 3 // 4, MAX_CHARACTERS // 2
+_STRETCHES = 1_000  # without a gap, that are known of a partition
 
 
 class Position(NamedTuple):
@@ -46,6 +47,7 @@ class PartitionProgress:
 
     __slots__ = (
         "_committed",
+        "_delivered",
         "_epochs",
         "_finished_to",
         "_first",
@@ -82,20 +84,21 @@ class PartitionProgress:
         self._committed: Position | None = None
         self._first: int | None = None  # the first offset delivered
         self._unbroken_from = 0  # each offset from here to `next_offset` was delivered
+        self._delivered: deque[tuple[int, int]] = deque(maxlen=_STRETCHES)  # so were these, before: from, to before
 
     def track(self, offset: int, size: int, epoch: int = -1) -> bool:
         """The message was delivered to us; `epoch` is its leader's, -1 if unknown. False: it is not to be handled, for
         an earlier owner has finished it, or the client hands it out a second time, which it does around
         rebalances. Offsets come in ascending order but for that."""
         if self.next_offset is not None and offset < self.next_offset:
-            if offset >= self._unbroken_from:
+            if offset >= self._unbroken_from or any(first <= offset < end for first, end in self._delivered):
                 return False
             raise ValueError(
                 f"{self.topic}[{self.partition}]: offset {offset} delivered after {self.next_offset - 1}; tracking it "
                 "would move the frontier past messages that were not handled"
             )
         if offset != self.next_offset:
-            self._unbroken_from = offset
+            self._begin_stretches([offset])
         if self._first is None:
             self._first = offset
         if not self._epochs or self._epochs[-1][1] != epoch:
@@ -125,10 +128,8 @@ class PartitionProgress:
                 for message in messages
                 if self.track(message.offset(), len(message), _epoch_of(message) if epochs else -1)  # type: ignore[arg-type]
             ]
-        if offsets[-1] - offsets[0] >= len(offsets):  # with gaps
-            self._unbroken_from = _last_unbroken(offsets)
-        elif offsets[0] != self.next_offset:
-            self._unbroken_from = offsets[0]
+        if offsets[0] != self.next_offset or offsets[-1] - offsets[0] >= len(offsets):
+            self._begin_stretches(offsets)
         leader = _epoch_of(messages[0]) if epochs else -1
         if self._first is None:
             self._first = offsets[0]
@@ -141,6 +142,18 @@ class PartitionProgress:
         self._open.update(zip(offsets, sizes, strict=True))
         self.next_offset = offsets[-1] + 1
         return messages
+
+    def _begin_stretches(self, offsets: Sequence[int]) -> None:
+        """Some of these have a gap in front."""
+        begin, end, ended = self._unbroken_from, self.next_offset, []
+        for offset in offsets:
+            if offset != end:
+                if end is not None:
+                    ended.append((begin, end))
+                begin = offset
+            end = offset + 1
+        self._delivered.extend(ended)
+        self._unbroken_from = begin
 
     def settle(self) -> int:
         """Take over what the workers have finished. Returns how many messages."""
@@ -213,14 +226,6 @@ class PartitionProgress:
                 for first, epoch in before.epochs[max(0, bisect_right(starts, coming) - 1) :]
             ]
         return OffsetMap(self.topic_id, frontier, end, open_, told) if end > frontier else None
-
-
-def _last_unbroken(offsets: Sequence[int]) -> int:
-    """The first of those at the end that have no gap among them."""
-    at = len(offsets) - 1
-    while at and offsets[at - 1] == offsets[at] - 1:
-        at -= 1
-    return offsets[at]
 
 
 def _epoch_of(message: Message) -> int:
