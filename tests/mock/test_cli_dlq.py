@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pty
@@ -20,14 +21,15 @@ import tenacity
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from typer.testing import CliRunner
 
-from safekafka import DeadLetter, Retry, SafeConsumer
+from safekafka import DeadLetter, Retry, SafeConsumer, SafeProducer
 from safekafka.cli.app import app
+from safekafka.deadletter import replay as replaying
 from safekafka.deadletter.config import described
 from safekafka.deadletter.dialects import DIALECTS, read
 from safekafka.deadletter.log import LetterLog
 from safekafka.deadletter.marks import MARK, is_for, marks_of
 from safekafka.deadletter.publisher import DeadLetterPublisher
-from safekafka.deadletter.replay import Letter, letter_of
+from safekafka.deadletter.replay import Letter, Selection, letter_of
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import read_log
 from safekafka.testing.mock import ApiKey
@@ -337,13 +339,61 @@ def test_letters_of_a_topic_that_is_gone_stay_open_and_keep_no_others_back(clust
     for ran in (Ran(cluster, "replay", "--dry-run"), Ran(cluster, "replay")):
         assert ran.status == 1
         assert ran.out.startswith("1 letter ")
-        assert "1 letter stay open: each comes from 'gone', and there is no such topic" in ran.err
+        assert "1 letter stays open: it comes from 'gone', and there is no such topic" in ran.err
     assert values(cluster) == ["b"]
     assert "no records can be sent to 'never'" in Ran(cluster, "replay", "--to", "never").err
     assert len(Ran(cluster, "list", "--json").lines) == 1
     cluster.create_topic("gone", partitions=1)
     assert Ran(cluster, "replay").out == "1 letter replayed.\n"
     assert values(cluster, "gone") == ["a"]
+
+
+def test_letters_of_a_topic_without_rights_stay_open_and_keep_no_others_back(
+    cluster: MockCluster, write: Write
+) -> None:
+    cluster.create_topic("denied", partitions=1)
+    origin = [("safekafka.dlq.topic", "denied"), ("safekafka.dlq.partition", "0"), ("safekafka.dlq.offset", "7")]
+    raw(cluster, b"a", origin, partition=1)
+    write("b")
+    cluster.set_topic_error("denied", KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    ran = Ran(cluster, "replay")
+    assert (ran.status, ran.out) == (1, "1 letter replayed.\n")
+    assert "1 letter stays open: it comes from 'denied', and there is no right to write to it" in ran.err
+    assert values(cluster) == ["b"]
+    assert "no records can be sent to 'denied': there is no right" in Ran(cluster, "replay", "--to", "denied").err
+    cluster.set_topic_error("denied", None)
+    assert Ran(cluster, "replay").out == "1 letter replayed.\n"
+    assert values(cluster, "denied") == ["a"]
+
+
+def test_rights_that_are_taken_away_during_a_replay_keep_back_the_letters_of_that_topic_only(
+    cluster: MockCluster, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replaying, "SafeProducer", functools.partial(SafeProducer, delivery_timeout=3.0))
+    cluster.create_topic("denied", partitions=1)
+    origin = [("safekafka.dlq.topic", "denied"), ("safekafka.dlq.partition", "0"), ("safekafka.dlq.offset", "7")]
+    for number in range(4):
+        raw(cluster, b"a%d" % number, origin, partition=1)
+        write(f"b{number}")
+
+    ask = LetterLog.partitions_of
+
+    def asked_before(log: LetterLog, topic: str) -> int | str:
+        told = ask(log, topic)
+        cluster.set_topic_error("denied", KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        return told
+
+    monkeypatch.setattr(LetterLog, "partitions_of", asked_before)
+    settings = {"bootstrap.servers": cluster.bootstrap_servers}
+    outcome = replaying.replay(settings, DEAD, Selection())
+    assert outcome.failed is None
+    why = "comes from 'denied', and it refuses records (TOPIC_AUTHORIZATION_FAILED); --to sends it somewhere else"
+    assert outcome.held_back == {why: 4}
+    assert values(cluster) == ["b0", "b1", "b2", "b3"]
+    cluster.set_topic_error("denied", None)
+    monkeypatch.setattr(LetterLog, "partitions_of", ask)
+    assert replaying.replay(settings, DEAD, Selection()).done == 4
+    assert values(cluster, "denied") == ["a0", "a1", "a2", "a3"]
 
 
 def test_letters_of_spring_are_chosen_by_the_cause_that_its_own_error_wraps(cluster: MockCluster) -> None:
@@ -365,7 +415,7 @@ def test_letters_of_spring_are_chosen_by_the_cause_that_its_own_error_wraps(clus
             ],
         )
     assert "ListenerExecutionFailedException (java.io.IOException): Lis" in Ran(cluster, "list").out
-    assert Ran(cluster, "replay", "--error", "IOException").out == "1 letter replayed, 1 others stay open.\n"
+    assert Ran(cluster, "replay", "--error", "IOException").out == "1 letter replayed, 1 other stays open.\n"
     (back,) = messages(cluster)
     assert (back.value(), back.partition()) == (b"java.io.IOException", 2)
     assert all(name.startswith(MARK) for name, _ in back.headers() or [])
@@ -410,10 +460,12 @@ def test_discard_counts_letters_as_done_and_deletes_nothing(cluster: MockCluster
     write("c", error=ValueError("no"))
     assert Ran(cluster, "discard").status == 2
     assert Ran(cluster, "discard", "--all", "--error", "KeyError").status == 2
-    refused = Ran(cluster, "discard", "--error", "ValueError", answer="n\n")
-    assert refused.status == 1
-    assert "Be done with 2 letters?" in refused.err
-    assert Ran(cluster, "discard", "--error", "ValueError", "--yes").out == "2 letters discarded, 1 others stay open.\n"
+    for answer in ("n\n", ""):  # "": a script, where nobody is to answer
+        refused = Ran(cluster, "discard", "--error", "ValueError", answer=answer)
+        assert refused.status == 1
+        assert "Be done with 2 letters?" in refused.err
+        assert "Nothing was changed. Without a question: --yes." in refused.err
+    assert Ran(cluster, "discard", "--error", "ValueError", "--yes").out == "2 letters discarded, 1 other stays open.\n"
     assert Ran(cluster, "replay").out == "1 letter replayed.\n"
     assert values(cluster) == ["b"]
     assert values(cluster, DEAD) == ["a", "b", "c"]

@@ -147,8 +147,8 @@ class LetterLog:
                 raise KafkaException(answer.error)
         self._kept.update({one.partition: (one.offset, one.metadata or "") for one in offsets})
 
-    def partitions_of(self, topic: str) -> int | None:
-        """Of any topic; None where there is no such topic. Raises `SafeKafkaError`."""
+    def partitions_of(self, topic: str) -> int | str:
+        """Of any topic, how many; or why records can't be sent there. Raises `SafeKafkaError` when nobody answers."""
         until = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -160,7 +160,9 @@ class LetterLog:
                     return len(found.partitions)
                 error = found.error
             if error.code() in _NO_TOPIC:
-                return None
+                return "there is no such topic"
+            if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                return f"there is no right to write to it ({error.name()})"
             if error.code() in _HOPELESS or time.monotonic() >= until:
                 raise SafeKafkaError(f"no records can be sent to {topic!r}: {error.str()} ({error.name()})")
             time.sleep(_PAUSE)

@@ -19,12 +19,13 @@ from safekafka.deadletter.dialects import KIP1191, Told, read
 from safekafka.deadletter.headers import original_headers
 from safekafka.deadletter.log import LetterLog
 from safekafka.deadletter.marks import marks
-from safekafka.errors import SafeKafkaError
+from safekafka.errors import DeliveryError, SafeKafkaError
 from safekafka.message import headers_of
 from safekafka.producer.producer import SafeProducer
 from safekafka.producer.receipt import Receipt
 from safekafka.record import Record, topic_problem
 from safekafka.settings import positive
+from safekafka.verdict import Verdict, judge
 
 _BATCH = 500
 _COMMIT_SECONDS = 0.2  # what a kill makes the next replay send again
@@ -35,6 +36,10 @@ _LARGEST_RECORD = 1_000_000_000  # librdkafka's bound; only the brokers know wha
 class Letter(NamedTuple):
     message: Message
     told: Told | None  # None: it does not say where it comes from
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.message.partition() or 0, self.message.offset() or 0
 
     @property
     def where(self) -> str:
@@ -75,7 +80,7 @@ class Selection:
 
     def takes(self, letter: Letter) -> bool:
         about = None if letter.told is None else letter.told.about
-        offset = letter.message.offset() or 0
+        partition, offset = letter.place
         # Spring's error is its own wrapper's, for all letters; the handler's is the cause.
         cause = "" if about is None else about.error_cause or ""
         error = "" if about is None else f"{about.error_class or ''}: {about.error_message or ''}"
@@ -83,7 +88,7 @@ class Selection:
             (self.error is None or self.error in error or self.error in cause)
             and (self.since_ms is None or letter.at_ms >= self.since_ms)
             and (self.until_ms is None or letter.at_ms < self.until_ms)
-            and (self.partition is None or letter.message.partition() == self.partition)
+            and (self.partition is None or partition == self.partition)
             and (self.first_offset is None or offset >= self.first_offset)
             and (self.last_offset is None or offset <= self.last_offset)
             and (self.group is None or (about is not None and about.group == self.group))
@@ -122,9 +127,9 @@ def looked_at(
         if selection.last_offset is not None:
             log.stop_at(dict.fromkeys(log.ends, selection.last_offset + 1))
         for batch in log.read(starts, _BATCH):
-            for message in batch:
-                letter = letter_of(message)
-                done = log.progress[message.partition() or 0].is_done(message.offset() or 0)
+            for letter in map(letter_of, batch):
+                partition, offset = letter.place
+                done = log.progress[partition].is_done(offset)
                 if (done_too or not done) and selection.takes(letter):
                     yield letter, done
 
@@ -192,9 +197,9 @@ class _Sender:
         self._pause = 0.0 if rate is None else 1.0 / rate
         self.at_once = _BATCH if rate is None else max(1, min(_BATCH, int(rate * _COMMIT_SECONDS)))
         self._next_at = 0.0
-        self._partitions: dict[str, int | None] = {}  # None: there is no such topic
-        if to is not None and self._partitions_of(to) is None:
-            raise SafeKafkaError(f"no records can be sent to {to!r}: there is no such topic")
+        self._partitions: dict[str, int | str] = {}  # or why no records can be sent there
+        if to is not None and isinstance(reason := self._partitions_of(to), str):
+            raise SafeKafkaError(f"no records can be sent to {to!r}: {reason}")
 
     def problem(self, letter: Letter) -> str | None:
         """Why it can't be replayed."""
@@ -208,9 +213,18 @@ class _Sender:
         if topic == self._log.topic:
             return "comes from the dead letter topic itself; --to sends it somewhere else"
         # Ending there, as for other failures, would keep those of all other topics back behind it.
-        if self._partitions_of(topic) is None:
-            return f"comes from {topic!r}, and there is no such topic; --to sends it somewhere else"
-        return None
+        reason = self._partitions_of(topic)
+        return f"comes from {topic!r}, and {reason}; --to sends it somewhere else" if isinstance(reason, str) else None
+
+    def is_refused(self, letter: Letter, failure: DeliveryError) -> bool:
+        """Whether its topic refuses all records alike: then it is told as the problem of this letter and of those that
+        follow. Not of `to`, where all go."""
+        if self._to is not None or letter.told is None or failure.error is None:
+            return False
+        if judge(failure.error) is not Verdict.TOPIC_BOUND:
+            return False
+        self._partitions[letter.told.about.topic] = f"it refuses records ({failure.error.name()})"
+        return True
 
     def send(self, letter: Letter) -> Receipt:
         assert self._producer is not None
@@ -230,14 +244,16 @@ class _Sender:
         if told is not None and to == told.about.topic:
             group = told.about.group if self._to is None else None
             # The partitioner that put it there may have been another client's.
-            partition = told.about.partition if told.about.partition < (self._partitions_of(to) or 0) else None
+            partitions = self._partitions_of(to)
+            there = isinstance(partitions, int) and told.about.partition < partitions
+            partition = told.about.partition if there else None
         headers = [
             *original_headers(message, told.dialect if told else None),
             *marks(to, group, count, letter.where, first),
         ]
         return Record(to, message.value(), message.key(), headers, partition)
 
-    def _partitions_of(self, topic: str) -> int | None:
+    def _partitions_of(self, topic: str) -> int | str:
         """Asked first: a producer would wait for a topic to come."""
         if topic not in self._partitions:
             self._partitions[topic] = self._log.partitions_of(topic)
@@ -282,8 +298,8 @@ class _Walk:
         return self._outcome
 
     def _chosen(self, letter: Letter) -> bool:
-        progress = self._log.progress[letter.message.partition() or 0]
-        if progress.is_done(letter.message.offset() or 0):
+        partition, offset = letter.place
+        if self._log.progress[partition].is_done(offset):
             return False
         if not self._selection.takes(letter):
             self._outcome.passed_over += 1
@@ -296,8 +312,8 @@ class _Walk:
     def _do(self, batch: list[Message]) -> None:
         chosen = [letter for letter in map(letter_of, batch) if self._chosen(letter)]
         by_partition: dict[int, list[int]] = {}
-        for message, _ in chosen:
-            by_partition.setdefault(message.partition() or 0, []).append(message.offset() or 0)
+        for partition, offset in (letter.place for letter in chosen):
+            by_partition.setdefault(partition, []).append(offset)
         if not all(self._log.progress[partition].fits(offsets) for partition, offsets in by_partition.items()):
             # Not one of them is sent that could not be remembered.
             self._outcome.failed = (
@@ -306,25 +322,30 @@ class _Walk:
             )
             return
         sent: dict[tuple[int, int], Receipt | None] = {}
-        where = (0, 0)
+        letter: Letter | None = None
         try:
             for letter in chosen:
-                where = letter.message.partition() or 0, letter.message.offset() or 0
-                sent[where] = None if self._sender is None else self._sender.send(letter)
-            for place, receipt in sent.items():
-                where = place
-                failure = None if receipt is None else receipt.exception()
-                if failure is not None:
-                    raise failure
+                sent[letter.place] = None if self._sender is None else self._sender.send(letter)
+            for letter in chosen:
+                self._wait(letter, sent[letter.place])
         except SafeKafkaError as failure:
+            assert letter is not None
             # Named, so that it can be discarded where nothing helps: no replay gets past it.
-            named = f"{self._log.topic}[{where[0]}]@{where[1]}"
-            self._outcome.failed = f"the record of {named} could not be replayed: {failure}"
+            self._outcome.failed = f"the record of {letter.where} could not be replayed: {failure}"
         finally:
             self._settle(batch, sent)
         if time.monotonic() - self._committed_at > _COMMIT_SECONDS:
             self._log.commit()
             self._committed_at = time.monotonic()
+
+    def _wait(self, letter: Letter, receipt: Receipt | None) -> None:
+        failure = None if receipt is None else receipt.exception()
+        if failure is None:
+            return
+        assert self._sender is not None
+        if not self._sender.is_refused(letter, failure):
+            raise failure
+        self._outcome.held_back[self._sender.problem(letter) or ""] += 1
 
     def _settle(self, batch: list[Message], sent: dict[tuple[int, int], Receipt | None]) -> None:
         """Whatever happened in between: what is acknowledged is done, and nothing else."""

@@ -173,13 +173,14 @@ def tell_outcome(outcome: Outcome, verb: str, seconds: float, as_json: bool, *, 
             }
         )
     else:
+        others = "other stays open" if outcome.passed_over == 1 else "others stay open"
         typer.echo(
             f"{counted(outcome.done, 'letter')} {verb}"
-            + (f", {outcome.passed_over:,} others stay open" if outcome.passed_over else "")
+            + (f", {outcome.passed_over:,} {others}" if outcome.passed_over else "")
             + "."
         )
     for problem, number in outcome.held_back.items():
-        note(f"{counted(number, 'letter')} stay open: each {problem}.")
+        note(f"{counted(number, 'letter')} {'stays open: it' if number == 1 else 'stay open: each'} {problem}.")
     if outcome.expired:
         note(f"About {counted(outcome.expired, 'letter')} had been removed by retention before anybody looked.")
     if outcome.failed is not None:
