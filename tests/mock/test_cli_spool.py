@@ -449,6 +449,7 @@ def test_discard_asks_before_it_forgets(with_rejected: Path) -> None:
     no = Ran("discard", with_rejected, "--all", answer="n\n")
     assert no.status == 1
     assert "Forget 2 rejected records for good?" in no.err
+    assert "Nothing was changed. Without a question: --yes." in no.err
     assert len(Ran("rejected", with_rejected, "--json").lines) == 2
     assert Ran("discard", with_rejected, 1, answer="y\n").out.endswith("1 record discarded.\n")
     assert Ran("discard", with_rejected, 2, "--yes").out == "1 record discarded.\n"

@@ -5,16 +5,44 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import sqlite3
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
 import typer
 
-WRONG = 1  # exit status; 0 is fine, 2 typer's own for a command line that it can't read
+from safekafka.errors import SafeKafkaError, SpoolLockedError
+
+# Exit status; 0 is fine, 2 typer's own for a command line that it can't read.
+WRONG = 1
+IN_USE = 3
 
 
 def note(text: str) -> None:
     typer.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Around the work of a command."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # `| head`: typer knows what to do
+    except (SafeKafkaError, sqlite3.Error, ValueError, OSError) as error:
+        remedy = ". Remedy: safekafka spool verify names the damaged lane; the next start keeps what can be read of it"
+        note(f"Error: {one_line(str(error))}{remedy if isinstance(error, sqlite3.Error) else ''}")
+        raise typer.Exit(IN_USE if isinstance(error, SpoolLockedError) else WRONG) from error
+
+
+def confirm(question: str) -> None:
+    """Raises what ends the command if the answer is not yes."""
+    try:
+        typer.confirm(question, abort=True, err=True)
+    except typer.Abort:
+        note("Nothing was changed. Without a question: --yes.")
+        raise
 
 
 def tell_json(value: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +20,7 @@ from safekafka.cli.dlq.shown import LIST_HEAD, letter_json, list_row, selected, 
 from safekafka.cli.interrupt import Stopped
 from safekafka.cli.progress import progress_bar
 from safekafka.cli.settings import settings_from
-from safekafka.cli.shown import WRONG, counted, note, one_line, tell_json, tell_table
+from safekafka.cli.shown import confirm, counted, note, one_line_errors, tell_json, tell_table
 from safekafka.errors import SafeKafkaError
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def list_(
     """The letters that are still open, a line each. PASSES: how often the record has come here."""
     settings = _settings(bootstrap, config)
     selection = selected(error, since, until, partition, offsets, group)
-    with _one_line_errors():
+    with one_line_errors():
         from safekafka.deadletter.replay import looked_at
 
         rows: list[tuple[str, ...]] = []
@@ -132,7 +131,7 @@ def show(
     Exit status: 0; 1 when there is no such letter.
     """
     settings = _settings(bootstrap, config)
-    with _one_line_errors():
+    with one_line_errors():
         from safekafka.deadletter.replay import Selection, looked_at
 
         selection = Selection(partition=partition, first_offset=offset, last_offset=offset)
@@ -176,7 +175,7 @@ def replay(
     selection = selected(error, since, until, partition, offsets, group)
     if to == topic:
         raise typer.BadParameter("--to is the dead letter topic itself.")
-    with _one_line_errors():
+    with one_line_errors():
         from safekafka.deadletter.replay import replay as run
 
         raise typer.Exit(
@@ -215,7 +214,7 @@ def discard(
     selection = selected(error, since, until, partition, offsets, group)
     if every == (selection != selected(None, None, None, None, None, None)):
         raise typer.BadParameter("say which letters, or --all.")
-    with _one_line_errors():
+    with one_line_errors():
         from safekafka.deadletter.replay import discard as run
         from safekafka.deadletter.replay import looked_at
 
@@ -224,8 +223,8 @@ def discard(
             number, below = 0, {}  # what comes in while the question stands is not what the answer is about
             for letter, _ in looked_at(settings, topic, selection, group=progress_group):
                 number += 1
-                below[letter.message.partition() or 0] = (letter.message.offset() or 0) + 1
-            typer.confirm(f"Be done with {counted(number, 'letter')}?", abort=True, err=True)
+                below[letter.place[0]] = letter.place[1] + 1
+            confirm(f"Be done with {counted(number, 'letter')}?")
         raise typer.Exit(
             _run(
                 lambda show: run(settings, topic, selection, group=progress_group, below=below, show=show),
@@ -253,14 +252,3 @@ def _settings(bootstrap: str | None, config: Path | None) -> dict[str, Any]:
     if not settings.get("bootstrap.servers"):
         raise typer.BadParameter("name the brokers with --bootstrap, or in --config.")
     return settings
-
-
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # `| head`: typer knows what to do
-    except (SafeKafkaError, ValueError, OSError) as error:
-        note(f"Error: {one_line(str(error))}")
-        raise typer.Exit(WRONG) from error

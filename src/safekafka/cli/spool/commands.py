@@ -9,9 +9,7 @@ What is asked for goes to stdout; notes, the progress bar and errors to stderr.
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +18,12 @@ import typer
 from safekafka.cli.settings import settings_from
 from safekafka.cli.shown import (
     WRONG,
+    confirm,
     counted,
     length_of,
     note,
     one_line,
+    one_line_errors,
     shown_json,
     size_of,
     tell_json,
@@ -35,7 +35,6 @@ from safekafka.cli.spool.drain import Drain
 from safekafka.cli.spool.looks import export_to, found_in, lanes_of, look_at, new_file
 from safekafka.cli.spool.shown import (
     COUNTED,
-    IN_USE,
     list_row,
     note_unreadable,
     number_of,
@@ -46,7 +45,7 @@ from safekafka.cli.spool.shown import (
     status_row,
     tell_record,
 )
-from safekafka.errors import SafeKafkaError, SpoolLockedError
+from safekafka.errors import SafeKafkaError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,7 +70,7 @@ def status(path: _Path, as_json: _Json = False) -> None:
 
     Exit status: 0; 1 when there is no spool, or a lane of it can't be read.
     """
-    with _one_line_errors():
+    with one_line_errors():
         looks = look_at(path, None)
         readable = [look.lane for look in looks if look.problem is None]
         total = {name: sum(getattr(lane, name) for lane in readable) for name in COUNTED}
@@ -99,7 +98,7 @@ def list_(
     as_json: _Json = False,
 ) -> None:
     """The pending records in their order, a line each, with their keys. VALUE and TOTAL are bytes."""
-    with _one_line_errors():
+    with one_line_errors():
         from safekafka.spool.inspect import LaneView
 
         rows: list[tuple[str, ...]] = []
@@ -136,7 +135,7 @@ def show(
 
     Exit status: 0; 1 when there is no such record.
     """
-    with _one_line_errors():
+    with one_line_errors():
         found = [one for folder in lanes_of(path, lane) for one in found_in(folder, seq)]
         if not found:
             raise SafeKafkaError(
@@ -157,7 +156,7 @@ def verify(path: _Path, as_json: _Json = False) -> None:
 
     Exit status: 0 when all is well, 1 when something is damaged or missing.
     """
-    with _one_line_errors():
+    with one_line_errors():
         from safekafka.spool.inspect import LaneView, Verification, lanes
         from safekafka.spool.journal import shown
 
@@ -187,7 +186,7 @@ def verify(path: _Path, as_json: _Json = False) -> None:
 @app.command()
 def rejected(path: _Path, as_json: _Json = False) -> None:
     """The records that Kafka refused for good, with the reason. VALUE is bytes."""
-    with _one_line_errors():
+    with one_line_errors():
         from safekafka.spool.inspect import LaneView
 
         rows: list[tuple[str, ...]] = []
@@ -220,7 +219,7 @@ def export(
 
     Exit status: 0; 1 when something could not be read (what could is there).
     """
-    with _one_line_errors(), new_file(output) as file:
+    with one_line_errors(), new_file(output) as file:
         exported, unread = export_to(lanes_of(path, lane), of_rejected, file)
         if output is not None:
             note(f"{counted(exported, 'record')} exported.")
@@ -236,7 +235,7 @@ def requeue(path: _Path, seqs: _Seqs = None, every: _All = False, lane: _Lane = 
     They get new sequence numbers. Exit status: 0; 1 when one of them is not there (nothing is changed then), 3 when a
     living process has the lane.
     """
-    with _one_line_errors():
+    with one_line_errors():
         chosen = choose(path, seqs or [], every, lane)
         requeued = change(chosen, lambda journal, some: journal.requeue(some))
         _tell_changed("requeued", requeued, as_json)
@@ -258,13 +257,11 @@ def discard(
     Exit status: 0; 1 when one of them is not there or the answer is no (nothing is changed then), 3 when a living
     process has the lane.
     """
-    with _one_line_errors():
+    with one_line_errors():
         chosen = choose(path, seqs or [], every, lane)
         if chosen and not yes:
             change(chosen, lambda *_: 0)  # refused before the question, not after it
-            typer.confirm(
-                f"Forget {counted(sum(map(len, chosen.values())), 'rejected record')} for good?", abort=True, err=True
-            )
+            confirm(f"Forget {counted(sum(map(len, chosen.values())), 'rejected record')} for good?")
         discarded = change(chosen, lambda journal, some: journal.discard(some))
         _tell_changed("discarded", discarded, as_json)
 
@@ -296,7 +293,7 @@ def drain(
     Exit status: 0 when the spool is empty, 1 when something is left or was moved aside as rejected or damaged, 3 when
     only lanes of living processes have records left. Ctrl-C ends it in order: what is not sent stays.
     """
-    with _one_line_errors():
+    with one_line_errors():
         settings = settings_from(config, bootstrap)
         raise typer.Exit(Drain(path, settings, timeout).run(as_json))
 
@@ -306,18 +303,3 @@ def _tell_changed(what: str, records: int, as_json: bool) -> None:
         tell_json({what: records})
     else:
         typer.echo(f"{counted(records, 'record')} {what}.")
-
-
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except SpoolLockedError as error:
-        note(f"Error: {one_line(str(error))}")
-        raise typer.Exit(IN_USE) from error
-    except BrokenPipeError:
-        raise  # `| head`: typer knows what to do
-    except (SafeKafkaError, sqlite3.Error, OSError) as error:
-        remedy = ". Remedy: safekafka spool verify names the damaged lane; the next start keeps what can be read of it"
-        note(f"Error: {one_line(str(error))}{remedy if isinstance(error, sqlite3.Error) else ''}")
-        raise typer.Exit(WRONG) from error

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from safekafka.cli.progress import progress_bar
-from safekafka.cli.shown import WRONG, counted, note, one_line, tell_json
+from safekafka.cli.shown import IN_USE, WRONG, counted, note, one_line, tell_json
 from safekafka.cli.spool.looks import Look, look_at
-from safekafka.cli.spool.shown import IN_USE, note_unreadable, of_cluster
+from safekafka.cli.spool.shown import note_unreadable, of_cluster
 from safekafka.errors import SafeKafkaError
 
 if TYPE_CHECKING:

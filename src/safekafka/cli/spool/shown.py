@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from safekafka.spool.inspect import LaneStatus
     from safekafka.spool.journal import RejectedRecord
 
-IN_USE = 3  # exit status
 _KEY_CHARACTERS = 40
 COUNTED = ("records", "bytes", "rejected", "damaged")
 
