@@ -4,6 +4,7 @@ and SIGKILL in the middle of them."""
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +19,15 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclOperation,
     AclPermissionType,
     AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
     ResourcePatternType,
     ResourceType,
 )
 
 from safekafka import Receipt, Record, SafeProducer
+from safekafka.spool import retention, sender
 from safekafka.testing import KafkaCluster
 from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
 from tests.cluster.producer_faults import Pace
@@ -247,6 +252,29 @@ def test_P5_a_right_lost_during_a_drain_rejects_nothing_and_holds_up_no_other_to
     assert max(told) < 5
     for topic in (guarded, free):
         cluster.delete_topic(topic)
+
+
+def test_records_older_than_the_retention_that_the_brokers_tell_are_told(
+    cluster: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sender, "_AGE_SECONDS", 0.2)
+    monkeypatch.setattr(retention, "YOUNG_SECONDS", 1.0)
+    monkeypatch.setattr(retention, "ASK_EVERY_SECONDS", 0.5)
+    for topic, milliseconds in ("short", "3000"), ("long", "3600000"):  # takes no record: there are but 3 replicas
+        cluster.create_topic(topic, config={"retention.ms": milliseconds, "min.insync.replicas": "4"})
+    with SafeProducer({"bootstrap.servers": cluster.bootstrap_servers}, spool=tmp_path / "spool") as producer:
+        for topic in ("short", "long"):
+            producer.send(topic, b"0", partition=0)
+        told = re.compile(r"older_than_retention topic='short' age_seconds=\d+ retention_seconds=3.0 remedy=")
+        wait_until(lambda: told.search(caplog.text) is not None, 60, lambda: caplog.text)
+        assert producer.stats().pending == 2
+        admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
+        enough = ConfigEntry("min.insync.replicas", "2", incremental_operation=AlterConfigOpType.SET)
+        topics = [ConfigResource(ResourceType.TOPIC, name, incremental_configs=[enough]) for name in ("short", "long")]
+        for answer in admin.incremental_alter_configs(topics).values():
+            answer.result(30)
+        assert producer.flush(60) == 0
+    assert caplog.text.count("older_than_retention") == 1
 
 
 def end_offset(servers: str, topic: str, partitions: list[int]) -> int:

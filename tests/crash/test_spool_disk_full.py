@@ -51,3 +51,47 @@ def test_B_S09_a_full_disk_refuses_new_records_loses_none_and_goes_on_when_there
     assert full > 2_000
     numbers = [int(m.value() or b"") for m in read_log(kafka_mock.bootstrap_servers, TOPIC, timeout=30)]
     assert numbers == list(range(numbers[0], accepted))  # the mock broker keeps the last 5 MB
+
+
+_NO_FILES = """
+import itertools, sys
+from pathlib import Path
+from safekafka import SafeProducer, Spool, SpoolUnusableError
+
+servers, topic, disk = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+options = {"durability": "process", "min_free_bytes": 0}
+with SafeProducer({"bootstrap.servers": servers}, spool=Spool(disk / "first", **options)) as producer:
+    try:
+        for number in itertools.count():
+            (disk / str(number)).touch()
+    except OSError as error:
+        print("no more files:", error.strerror)
+    for value in range(100):
+        producer.send(topic, str(value), partition=0)
+    assert producer.flush(60) == 0
+    try:
+        SafeProducer({"bootstrap.servers": servers}, spool=Spool(disk / "second", **options))
+    except SpoolUnusableError as error:
+        print("refused:", error)
+"""
+
+
+@pytest.mark.skipif(not mounts_are_allowed(), reason="this system lets nobody mount in a user namespace")
+def test_a_disk_that_takes_no_more_files_holds_up_no_open_spool_and_is_told_where_one_is_to_be_made(
+    kafka_mock: MockCluster, tmp_path: Path
+) -> None:
+    kafka_mock.create_topic(TOPIC, partitions=1, replication_factor=3)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    program = f'mount -t tmpfs -o size=40m,nr_inodes=100 none {disk} && exec {sys.executable} -c "$@"'
+    ran = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", program, "sh", _NO_FILES, kafka_mock.bootstrap_servers, TOPIC, disk],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = ran.stdout.splitlines()
+    assert told[0] == "no more files: No space left on device"
+    assert "Remedy: free some room on its disk, or some of its files (df -i)" in told[1]
+    assert [int(m.value() or b"") for m in read_log(kafka_mock.bootstrap_servers, TOPIC, timeout=30)] == [*range(100)]

@@ -102,7 +102,8 @@ class Chaos:
         self._siblings += 1
         self._sibling = self._sibling_end.enter_context(
             self._service.worker(
-                f"sibling{self._siblings}", "--keys", KEYS, "--calls", CALLS, "--adopt", 0.4, "--rate", 300
+                *(f"sibling{self._siblings}", "--keys", KEYS, "--calls", CALLS, "--adopt", 0.4, "--rate", 300),
+                *("--durability", "process"),  # the death of the process it survives too
             )
         )
 

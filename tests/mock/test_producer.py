@@ -47,6 +47,32 @@ def numbers_in_log(cluster: MockCluster, partition: int | None = None) -> list[i
     return [int(m.value() or b"") for m in messages if partition is None or m.partition() == partition]
 
 
+def test_without_a_spool_nothing_of_it_runs(cluster: MockCluster, make: Callable[..., SafeProducer]) -> None:
+    """So it costs nothing: neither the callers' threads nor the producer's own come by a line of it."""
+    files: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        files.add(frame.f_code.co_filename)
+
+    threading.setprofile(note)  # of the threads that are started from now on
+    sys.setprofile(note)
+    try:
+        producer = make()
+        producer.send(TOPIC, b"0")
+        producer.send_many([Record(TOPIC, b"1"), Record(TOPIC, b"2")])
+        asyncio.run(producer.asend(TOPIC, b"3"))
+        producer.produce(TOPIC, b"4", on_delivery=lambda *_: None)
+        assert producer.flush(30) == 0
+        assert producer.stats().delivered == 5
+        producer.close()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+    ours = [name for name in files if "safekafka" in name]
+    assert [name for name in ours if name.endswith("producer/direct.py")]
+    assert not [name for name in ours if "/safekafka/spool/" in name]
+
+
 def test_P1_every_receipt_says_where_its_record_is(cluster: MockCluster, make: Callable[..., SafeProducer]) -> None:
     producer = make()
     receipts = [producer.send(TOPIC, str(n), key=str(n % 7)) for n in range(2_000)]

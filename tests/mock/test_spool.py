@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,34 @@ def test_a_record_larger_than_the_clients_limit_is_refused_before_it_is_accepted
     with pytest.raises(InvalidRecordError, match=r"message\.max\.bytes=2000"):
         producer.send(TOPIC, b"x" * 5_000)
     assert len(producer) == 0
+
+
+@pytest.mark.parametrize("full", ["max_bytes", "disk"])
+def test_P4_a_callback_that_sends_into_a_full_spool_is_refused_at_once(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    """It runs on the thread that makes room."""
+    producer = make(max_block=3_600)
+    refused: list[BaseException] = []
+
+    def no_room(rows: Sequence[bytes]) -> int:
+        raise SpoolFullError("database or disk is full")
+
+    def send_again(_: Receipt) -> None:
+        with monkeypatch.context() as patch:
+            if full == "disk":
+                patch.setattr(way(producer)._journal, "append", no_room)
+            else:
+                patch.setattr(SpooledDelivery, "_has_room", lambda self: False)
+            try:
+                producer.send(TOPIC, b"1")
+            except SpoolFullError as error:
+                refused.append(error)
+
+    producer.send(TOPIC, b"0").add_done_callback(send_again)
+    wait_until(lambda: bool(refused), 30, "refused")
+    producer.send(TOPIC, b"2").result(30)
+    assert sorted(numbers(cluster)) == [0, 2]
 
 
 def test_P4_receipts_nobody_holds_take_no_memory_and_callbacks_run_all_the_same(

@@ -326,6 +326,32 @@ def test_C1_a_commit_whose_answer_was_lost_by_a_signal_handler_that_raised_is_ma
     assert [one.offset for commit in world.client.commits for one in commit] == [1]
 
 
+# ---- what is told, and held back
+
+
+def test_C3_a_lost_partition_that_a_handler_still_works_on_is_named(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.assign(0, 1)
+    lanes = world.session._lanes_of(of(0))[0]
+    lanes.running = 1
+    world.turn(lambda: world.client.call_back("on_lost", 0, 1))
+    assert f"partitions=['{TOPIC}[0]', '{TOPIC}[1]'] still_handled=['{TOPIC}[0]']" in caplog.text
+
+
+def test_C7_what_was_held_back_flows_again_when_half_of_it_is_finished(world: World) -> None:
+    """A pause throws away what the client has fetched, so it must not change with each message."""
+    world.assign(0)
+    world.client.consumes.append(lambda: [message(0, offset) for offset in range(1, 100)])
+    world.turn(lambda: message(0, 0))
+    held = []
+    for offset in range(100):
+        world.session.balance(*world.session.settle())
+        held.append(world.session.held_back)
+        world.done(offset)
+    assert held == [True] * 50 + [False] * 50
+
+
 # ---- seek
 
 

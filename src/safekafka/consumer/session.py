@@ -815,10 +815,15 @@ class Session:
         reads."""
         self._rebalances += 1
         self._call_back("on_lost" if "on_lost" in self.callbacks else "on_revoke", partitions)
-        self._give_up(self._lanes_of(partitions))
+        lanes = self._lanes_of(partitions)
+        self._give_up(lanes)
         self._forget(partitions)
         if partitions:
-            emit(Event.PARTITIONS_LOST, partitions=_names(partitions))
+            emit(
+                Event.PARTITIONS_LOST,
+                partitions=_names(partitions),
+                still_handled=[_name(one) for one in lanes if one.running],
+            )
 
     def _give_up(self, lanes: Collection[PartitionLanes]) -> None:
         if self.pool is not None:
@@ -843,7 +848,7 @@ class Session:
             emit(
                 Event.HANDLER_ABANDONED,
                 drain_timeout=self._limits.drain_timeout,
-                partitions=[f"{one.place[0]}[{one.place[1]}]" for one in lanes if one.running],
+                partitions=[_name(one) for one in lanes if one.running],
                 consequence="its message comes again",
             )
         if (
@@ -913,6 +918,10 @@ def _offsets(positions: dict[Key, tuple[PartitionProgress, Position]]) -> list[T
         else TopicPartition(*key, position.offset)
         for key, (_, position) in positions.items()
     ]
+
+
+def _name(lanes: PartitionLanes) -> str:
+    return f"{lanes.place[0]}[{lanes.place[1]}]"
 
 
 def _names(partitions: Iterable[TopicPartition]) -> list[str]:

@@ -805,10 +805,13 @@ def _now() -> int:
 
 
 def not_usable(folder: Path, error: OSError) -> SpoolUnusableError:
-    return SpoolUnusableError(
-        f"spool {str(folder)!r} can't be used: {error.strerror or error}. "
-        "Remedy: give a folder on a local disk that this user may write to."
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = (
+        "free some room on its disk, or some of its files (df -i) or of this user's quota"
+        if full
+        else "give a folder on a local disk that this user may write to"
     )
+    return SpoolUnusableError(f"spool {str(folder)!r} can't be used: {error.strerror or error}. Remedy: {remedy}.")
 
 
 def _storage_error(error: sqlite3.Error, path: Path) -> Exception:

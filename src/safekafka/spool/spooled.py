@@ -178,7 +178,9 @@ class SpooledDelivery(DirectDelivery):
             )
         receipts, rows = self._prepared(many)
         if receipts:
-            self._writer.append(receipts, rows, time.monotonic() + self._max_block)
+            # A callback must not wait for room that only its own thread can make.
+            patience = 0.0 if self.on_own_thread() else self._max_block
+            self._writer.append(receipts, rows, time.monotonic() + patience)
             if self._parked:
                 self.ring()
         return receipts  # type: ignore[return-value]
