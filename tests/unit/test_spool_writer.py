@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dis
 import sqlite3
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -20,6 +22,7 @@ from safekafka.spool import journal as journal_module
 from safekafka.spool import writer as writer_module
 from safekafka.spool.journal import Journal
 from safekafka.spool.writer import Writer
+from tests.processes import wait_until
 
 
 class Spool:
@@ -269,3 +272,200 @@ def test_tasks_are_written_in_the_order_of_their_calls(spool: Spool) -> None:
     assert spool.announced == spool.on_disk()
     spool.refusal = ClosedError("closed")
     spool.writer.end(spool.journal.close)
+
+
+def later(spool: Spool, *names: str, seconds: float = 10) -> list[Exception | None]:
+    """As many tasks, in this order, and how each ended."""
+
+    async def one(name: str) -> None:
+        await spool.writer.append_later([name], [name.encode()], time.monotonic() + seconds)
+
+    async def all_of_them() -> list[Any]:
+        return await asyncio.wait_for(asyncio.gather(*map(one, names), return_exceptions=True), 30)
+
+    return asyncio.run(all_of_them())
+
+
+def test_more_tasks_than_one_commit_takes_leave_none_waiting(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "_COMMIT_ROWS", 10)
+    names = [str(n) for n in range(35)]
+    assert later(spool, *names) == [None] * 35
+    assert list(spool.on_disk().values()) == names
+    spool.refusal = ClosedError("closed")
+    spool.writer.end(spool.journal.close)
+
+
+def test_tasks_that_wait_for_a_full_disk_keep_their_order_before_those_that_come_later(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, attempts = spool.journal.append, 0
+    names = [str(n) for n in range(25)]
+
+    async def main() -> None:
+        nonlocal attempts
+        loop = asyncio.get_running_loop()
+        tasks: list[asyncio.Task[None]] = []
+
+        def add(name: str) -> None:
+            tasks.append(loop.create_task(spool.writer.append_later([name], [name.encode()], time.monotonic() + 10)))
+
+        def full_at_first(rows: Sequence[bytes]) -> int:
+            nonlocal attempts
+            attempts += 1
+            if attempts == 1:
+                loop.call_soon_threadsafe(add, "late")
+                wait_until(lambda: len(spool.writer._later) > 0, 10, "it comes meanwhile")
+            if attempts < 4:
+                raise SpoolFullError("no room on the disk")
+            return append(rows)
+
+        monkeypatch.setattr(spool.journal, "append", full_at_first)
+        for name in names:
+            add(name)
+        while len(tasks) < 26:
+            await asyncio.gather(*tasks)
+        await tasks[-1]
+
+    monkeypatch.setattr(writer_module, "_COMMIT_ROWS", 10)
+    monkeypatch.setattr(writer_module, "_AGAIN_SECONDS", 0.01)
+    asyncio.run(main())
+    assert list(spool.on_disk().values()) == [*names, "late"]
+    attempts = -1_000_000
+    (told,) = later(spool, "never", seconds=0.05)
+    assert isinstance(told, SpoolFullError)
+    assert spool.announced == spool.on_disk()
+    spool.refusal = ClosedError("closed")
+    spool.writer.end(spool.journal.close)
+
+
+def test_a_task_cancelled_while_its_write_is_refused_is_not_written_later(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = spool.journal.append
+    refused, cancelled = threading.Event(), threading.Event()
+
+    def full(rows: Sequence[bytes]) -> int:
+        if refused.is_set():
+            return append(rows)
+        refused.set()
+        assert cancelled.wait(10)
+        raise SpoolFullError("no room on the disk")
+
+    monkeypatch.setattr(writer_module, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(spool.journal, "append", full)
+
+    async def main() -> None:
+        task = asyncio.create_task(spool.writer.append_later(["a"], [b"a"], time.monotonic() + 10))
+        await asyncio.to_thread(refused.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        cancelled.set()
+        await spool.writer.append_later(["b"], [b"b"], time.monotonic() + 10)
+
+    asyncio.run(main())
+    assert list(spool.on_disk().values()) == ["b"]
+    spool.refusal = ClosedError("closed")
+    spool.writer.end(spool.journal.close)
+
+
+def test_a_task_that_waits_for_a_full_disk_is_told_of_the_end(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(rows: Sequence[bytes]) -> int:
+        ending.start()
+        monkeypatch.setattr(spool.journal, "append", always_full)
+        raise SpoolFullError("no room on the disk")
+
+    def always_full(rows: Sequence[bytes]) -> int:
+        raise SpoolFullError("no room on the disk")
+
+    def end() -> None:
+        spool.refusal = ClosedError("closed")
+        spool.writer.end(spool.journal.close)
+
+    ending = threading.Thread(target=end)
+    monkeypatch.setattr(spool.journal, "append", full)
+    (told,) = later(spool, "a", seconds=3_600)
+    assert isinstance(told, ClosedError)
+    (told,) = later(spool, "b", seconds=3_600)
+    assert isinstance(told, ClosedError)
+    ending.join(10)
+
+
+def test_a_thread_that_can_not_be_started_is_told_and_the_next_task_starts_one(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        (told,) = later(spool, "a")
+    assert isinstance(told, RuntimeError)
+    assert later(spool, "b") == [None]
+    assert spool.on_disk() == spool.announced == {1: "b"}
+    spool.refusal = ClosedError("closed")
+    spool.writer.end(spool.journal.close)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_is_told_to_all_tasks_and_the_next_one_starts_another(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(rows: Sequence[bytes]) -> int:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spool.journal, "append", no_memory)
+        told = later(spool, "a", "b")
+    assert [type(error) for error in told] == [SafeKafkaError] * 2
+    assert later(spool, "c") == [None]
+    assert spool.on_disk() == spool.announced == {1: "c"}
+    spool.refusal = ClosedError("closed")
+    spool.writer.end(spool.journal.close)
+
+
+def test_a_signal_handler_that_raises_in_a_waiting_thread_takes_no_other_out_of_the_line(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit that takes the entries out is in the middle of that."""
+    broken_off, raised = threading.Event(), threading.Event()
+
+    class Signal:
+        def acquire(self) -> None:
+            assert broken_off.wait(10)
+            raise KeyboardInterrupt
+
+        def release(self) -> None: ...
+
+    class Entry(writer_module._Entry[str]):
+        def __init__(self, receipts: Sequence[str], rows: Sequence[bytes]) -> None:
+            super().__init__(receipts, rows)
+            if receipts[0] == "broken off":
+                self.signal = Signal()  # type: ignore[assignment]
+
+    class Line(deque[Any]):
+        def popleft(self) -> Any:
+            if self[0].receipts[0] == "broken off":
+                broken_off.set()
+                raised.wait(0.3)  # which it does not, before we are through
+            return super().popleft()
+
+    def broken() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            spool.append("broken off")
+        raised.set()
+
+    monkeypatch.setattr(writer_module, "_Entry", Entry)
+    spool.writer._line = Line()
+    threads = [threading.Thread(target=broken), threading.Thread(target=spool.append, args=("other",), daemon=True)]
+    with spool.writer._lock:
+        for number, thread in enumerate(threads):
+            thread.start()
+            while len(spool.writer._line) <= number:
+                time.sleep(0.0001)
+        spool.writer._commit()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert "other" in spool.on_disk().values()
+    assert spool.announced == spool.on_disk()

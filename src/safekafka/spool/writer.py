@@ -10,6 +10,7 @@ Threads: `append` on any; `append_later` on an event loop, whose entries a threa
 them; it also waits for room in their place, so tasks are let in in the order they came). `_lock` is held over the
 commit, with the journal's locks inside it; nothing of the user's runs under it. It is reentrant, since only of such a
 lock it can be told whether this thread has it: for a signal handler that sends on top of an append is refused.
+`_starting` is held while the thread for tasks is started, with no other lock inside it.
 
 A signal handler may raise in the middle of a commit. What it was at is in `_committing` until it is told, so the next
 one with the lock sees from the journal whether it was made, and tells those who wait or puts their entries back.
@@ -69,7 +70,9 @@ class Writer(Generic[R]):
         self._line: deque[_Entry[R]] = deque()
         self._committing: tuple[int, list[_Entry[R]]] | None = None
         self._later: deque[_Entry[R]] = deque()  # of tasks, not yet in the line
+        self._full = False  # the disk was, for tasks that wait until it is not
         self._bell = threading.Event()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def append(self, receipts: Sequence[R], rows: Sequence[bytes], deadline: float) -> None:
@@ -88,11 +91,12 @@ class Writer(Generic[R]):
                     else:
                         entry.signal.acquire()
             except BaseException:  # a signal handler's, at any point
+                if not self.interrupted():
+                    self._lock.acquire()  # else a commit that is at it would take out the next one instead
+                self._look_at_broken_off()  # what is on the disk is told all the same
                 with contextlib.suppress(ValueError):  # it was taken by a commit
                     self._line.remove(entry)
-                if self.interrupted():
-                    self._look_at_broken_off()  # what is on the disk is told all the same
-                    self._lock.release()
+                self._lock.release()
                 self._wake_first()
                 raise
             if entry.error is None:
@@ -105,27 +109,27 @@ class Writer(Generic[R]):
         """`append` for an event loop. Cancelled while it waits for room: definitely not accepted; while it is being
         written: accepted."""
         loop = asyncio.get_running_loop()
-        while True:
-            entry = _Entry(receipts, rows)
-            entry.deadline = deadline
-            done: asyncio.Future[None] = loop.create_future()
-            entry.awaiting = loop, done
-            self._later.append(entry)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="safekafka-spool-writer", daemon=True)
-                self._thread.start()
+        entry = _Entry(receipts, rows)
+        entry.deadline = deadline
+        done: asyncio.Future[None] = loop.create_future()
+        entry.awaiting = loop, done
+        self._later.append(entry)
+        try:
+            with self._starting:  # of several event loops one does it
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="safekafka-spool-writer", daemon=True)
+                    thread.start()
+                    self._thread = thread
+            if (refusal := self._refusal()) is not None:  # `end` may have been through already
+                raise refusal
             self._bell.set()
-            try:
-                await done
-            except asyncio.CancelledError:
-                with contextlib.suppress(ValueError):  # it is being written
-                    self._later.remove(entry)
-                raise
-            if entry.error is None:
-                return
-            if not isinstance(entry.error, SpoolFullError) or monotonic() + _AGAIN_SECONDS > deadline:
-                raise entry.error
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await done
+        except BaseException:
+            with contextlib.suppress(ValueError):  # it is being written, or told already
+                self._later.remove(entry)
+            raise
+        if entry.error is not None:
+            raise entry.error
 
     def interrupted(self) -> bool:
         """Whether this thread is inside `append()` already: a signal handler runs on top of it."""
@@ -136,10 +140,7 @@ class Writer(Generic[R]):
         the lock held."""
         with self._lock:
             self._look_at_broken_off()
-            left = [*self._line, *self._later]
-            self._line.clear()
-            self._later.clear()
-            self._tell(left, self._refusal())
+            self._tell([*_taken_from(self._line), *_taken_from(self._later)], self._refusal())
             close()
         self._wake_first()
         self._bell.set()
@@ -174,11 +175,32 @@ class Writer(Generic[R]):
             rows = entries[0].rows if len(entries) == 1 else [row for entry in entries for row in entry.rows]
             first = self._journal.append(rows)
         except (SafeKafkaError, OSError) as error:
-            self._tell(entries, error)
+            self._tell(self._without_patient(entries) if isinstance(error, SpoolFullError) else entries, error)
             self._committing = None
             return
         self._announce(first, entries)
         passing("after_commit_before_return")
+
+    def _without_patient(self, entries: Sequence[_Entry[R]]) -> list[_Entry[R]]:
+        """On a full disk, those of tasks are tried again until their deadlines, before any that came later."""
+        until = monotonic() + _AGAIN_SECONDS
+        patient = [entry for entry in entries if entry.awaiting is not None and entry.deadline >= until]
+        if not patient:
+            return list(entries)
+        self._full = True
+        self._later.extendleft(reversed([*patient, *self._taken_of_tasks()]))
+        for entry in patient:
+            if entry.awaiting is not None and entry.awaiting[1].cancelled():  # meanwhile: not found in `_later` then
+                with contextlib.suppress(ValueError):
+                    self._later.remove(entry)
+        return [entry for entry in entries if entry not in patient]
+
+    def _taken_of_tasks(self) -> list[_Entry[R]]:
+        """Out of the line, where they are only while the thread for tasks has the lock."""
+        taken = [entry for entry in self._line if entry.awaiting is not None]
+        for entry in taken:
+            self._line.remove(entry)
+        return taken
 
     def _announce(self, first: int, entries: list[_Entry[R]]) -> None:
         for entry in entries:
@@ -213,11 +235,22 @@ class Writer(Generic[R]):
 
     def _run(self) -> None:
         """For tasks: in the order they came."""
-        while self._refusal() is None:
-            self._bell.wait()
-            self._bell.clear()
-            while self._later and self._refusal() is None:
-                self._take_in(self._later)
+        try:
+            while self._refusal() is None:
+                self._bell.wait()
+                self._bell.clear()
+                while self._later and self._refusal() is None:
+                    self._take_in(self._later)
+                    if self._full:
+                        self._full = False
+                        threading.Event().wait(_AGAIN_SECONDS)
+        except BaseException as error:  # out of memory, say; the next one starts another thread
+            self._thread = None
+            with self._lock:
+                self._look_at_broken_off()
+                left = [*self._taken_of_tasks(), *_taken_from(self._later)]
+                self._tell(left, SafeKafkaError(f"the thread that writes to the spool for tasks has died: {error!r}"))
+            raise
 
     def _take_in(self, later: deque[_Entry[R]]) -> None:
         try:
@@ -232,11 +265,20 @@ class Writer(Generic[R]):
             self._tell([first], error)
             return
         with self._lock:
-            with contextlib.suppress(IndexError):
-                while later:
-                    self._line.append(later.popleft())
-            self._commit()
+            taken = _taken_from(later)
+            self._line.extend(taken)
+            while taken and not taken[-1].done and not self._full:  # there may be more than one commit takes
+                self._commit()
         self._wake_first()
+
+
+def _taken_from(entries: deque[_Entry[R]]) -> list[_Entry[R]]:
+    """All of them; others may be added, or taken away, meanwhile."""
+    taken: list[_Entry[R]] = []
+    with contextlib.suppress(IndexError):
+        while True:
+            taken.append(entries.popleft())
+    return taken
 
 
 def _ring(entry: _Entry[Any]) -> None:
