@@ -95,3 +95,45 @@ def test_a_disk_that_takes_no_more_files_holds_up_no_open_spool_and_is_told_wher
     assert told[0] == "no more files: No space left on device"
     assert "Remedy: free some room on its disk, or some of its files (df -i)" in told[1]
     assert [int(m.value() or b"") for m in read_log(kafka_mock.bootstrap_servers, TOPIC, timeout=30)] == [*range(100)]
+
+
+_FULL_AT_START = """
+import contextlib, os, signal, sys
+from pathlib import Path
+from safekafka.spool.journal import RESERVE, Journal
+
+disk = Path(sys.argv[1])
+folder = disk / "lane"
+folder.mkdir()
+child = os.fork()
+if not child:
+    journal = Journal(folder, "process")
+    for _ in range(200):
+        journal.append([bytes(10_000)])  # in the log, and not yet in the file
+    with (disk / "others").open("wb", buffering=0) as others, contextlib.suppress(OSError):
+        while True:
+            others.write(bytes(1 << 12))
+    os.kill(os.getpid(), signal.SIGKILL)
+assert os.waitpid(child, 0)[1] == signal.SIGKILL
+print("free", os.statvfs(disk).f_bavail, "reserve", (folder / RESERVE).stat().st_size)
+journal = Journal(folder, "process")
+print("opened", journal.count, "losses", len(journal.losses), *(path.name for path in folder.glob("*.before")))
+journal.delete(range(1, 201), 200 * 10_000)
+print("left", journal.count)
+"""
+
+
+@pytest.mark.skipif(not mounts_are_allowed(), reason="this system lets nobody mount in a user namespace")
+def test_B_S09_a_process_that_died_on_a_full_disk_starts_again_and_has_all_its_records(tmp_path: Path) -> None:
+    """What is in the log goes into the file then, which takes the room that was reserved for that."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    program = f'mount -t tmpfs -o size=60m none {disk} && exec {sys.executable} -c "$@"'
+    ran = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", program, "sh", _FULL_AT_START, disk],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == ["free 0 reserve 8388608", "opened 200 losses 0", "left 0"]

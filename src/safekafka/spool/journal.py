@@ -62,6 +62,7 @@ _SCHEMA = (
     "CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), last_seq INTEGER NOT NULL, gone INTEGER NOT NULL)",
     "INSERT INTO state VALUES (1, 0, 0)",
 )
+_LOG_BEFORE = f"{FILE}-wal.before"
 _LOG_PAGES = 1_000  # checkpoint when the write-ahead log has so many: 4 MB
 _LOG_BYTES = 8 << 20  # a log that grew beyond is cut back
 _FREE_PAGES = 1_024  # kept for what comes; more are given back to the file system, in steps
@@ -129,9 +130,18 @@ class Journal:
             self._high_file = _open_high(folder)
             _journals.add(self)  # before it is all there: a child forked meanwhile gives up the lock as well
         try:
-            self._open_and_look()
+            try:
+                self._open_and_look()
+            except (sqlite3.Error, SpoolFullError) as error:
+                if not (_is_full(error) and self._give_up_reserve()):
+                    raise
+                self._close_connections()
+                self.losses.clear()
+                self._open_and_look()
         except BaseException as error:
             self._close_connections()
+            with contextlib.suppress(OSError):
+                (folder / _LOG_BEFORE).unlink()
             with _opening:
                 self._close_high()
                 _journals.discard(self)
@@ -205,7 +215,10 @@ class Journal:
                 passing("after_reject_before_commit")
             self.count, self.bytes = self.count - moved, self.bytes - freed
             if moved != len(rows):  # a damaged file lacked some
-                self.count, self.bytes = self._totals()
+                try:
+                    self.count, self.bytes = self._totals()
+                except sqlite3.Error as error:
+                    raise _storage_error(error, self.path) from error
         passing("after_reject")
 
     def set_aside(self, seqs: Sequence[int]) -> None:
@@ -252,21 +265,18 @@ class Journal:
     def give_back_room(self) -> bool:
         """A step of making the file smaller after a backlog; False when there is nothing to give back."""
         with self._unsynced():
-            try:
-                free, pages = self._one("PRAGMA freelist_count"), self._one("PRAGMA page_count")
-                more = free >= _FREE_PAGES and free >= pages // 4
-                if more:
-                    with self._making_room(synced=False):
-                        for _ in range(_VACUUM_PAGES):  # the module steps such a statement once: a page
-                            self._writer.execute("PRAGMA incremental_vacuum(1)")
-                elif self._shrinking:  # the file itself is cut at a checkpoint
-                    self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                    self._keep_reserve()
-                self._shrinking = more
-                if not more:
-                    return False
-            except sqlite3.Error as error:
-                raise _storage_error(error, self.path) from error
+            free, pages = self._one("PRAGMA freelist_count"), self._one("PRAGMA page_count")
+            more = free >= _FREE_PAGES and free >= pages // 4
+            if more:
+                with self._making_room(synced=False):
+                    for _ in range(_VACUUM_PAGES):  # the module steps such a statement once: a page
+                        self._writer.execute("PRAGMA incremental_vacuum(1)")
+            elif self._shrinking:  # the file itself is cut at a checkpoint
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._keep_reserve()
+            self._shrinking = more
+            if not more:
+                return False
         passing("during_vacuum")
         return True
 
@@ -336,7 +346,8 @@ class Journal:
             self._writer.close()
             self._mark(closed=True)
             self._close_high()
-        _journals.discard(self)
+        with _opening:
+            _journals.discard(self)
 
     def free_bytes(self) -> int:
         """On the disk. Raises `SpoolUnusableError` where the file was deleted, though another is in its place: SQLite
@@ -522,6 +533,8 @@ class Journal:
                     self._relaxed = True
                     self._writer.execute("PRAGMA synchronous=NORMAL")
                 yield
+            except sqlite3.Error as error:
+                raise _storage_error(error, self.path) from error
             finally:
                 with contextlib.suppress(sqlite3.Error):
                     self._sync_again()
@@ -563,9 +576,17 @@ class Journal:
             with self._transaction(synced=synced):
                 yield
         except SpoolFullError:
-            with contextlib.suppress(OSError):
-                os.truncate(self._folder / RESERVE, 0)
+            self._give_up_reserve()
             raise
+
+    def _give_up_reserve(self) -> bool:
+        """False if there is none."""
+        try:
+            had = os.stat(self._folder / RESERVE).st_size
+            os.truncate(self._folder / RESERVE, 0)
+        except OSError:
+            return False
+        return had > 0
 
     def _keep_reserve(self) -> None:
         """Where the disk has plenty of room."""
@@ -623,7 +644,7 @@ class Journal:
         log = self._folder / f"{FILE}-wal"
         if not log.exists() or not log.stat().st_size:
             return None
-        copy = self._folder / f"{FILE}-wal.before"
+        copy = self._folder / _LOG_BEFORE
         try:
             return Path(shutil.copyfile(log, copy))
         except OSError:  # no room: the evidence is a help, not a condition
@@ -734,6 +755,11 @@ def is_io(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == 10 or "I/O" in str(error)  # SQLITE_IOERR
 
 
+def _is_full(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, SpoolFullError) or code == 13 or "full" in str(error)  # SQLITE_FULL
+
+
 def is_corrupt(error: sqlite3.Error) -> bool:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     text = str(error)
@@ -815,9 +841,8 @@ def not_usable(folder: Path, error: OSError) -> SpoolUnusableError:
 
 
 def _storage_error(error: sqlite3.Error, path: Path) -> Exception:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     text = str(error)
-    if code == 13 or "full" in text:  # SQLITE_FULL
+    if _is_full(error):
         return SpoolFullError(
             f"no room on the disk of {str(path)!r}: {text}. The record was not accepted. Remedy: free some room."
         )
