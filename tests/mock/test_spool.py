@@ -613,6 +613,45 @@ def test_B_S03_a_file_found_damaged_while_it_is_drained_is_mended_and_told_and_t
     assert list((tmp_path / "spool" / "lane-0").glob("damaged-*.sqlite3"))
 
 
+@pytest.mark.parametrize("refusals", [0, 1], ids=["", "no-room-at-first"])
+def test_B_S03_damage_met_while_somebody_waits_for_all_to_be_through_ends_nothing(
+    cluster: MockCluster, make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch, caplog: Any, refusals: int
+) -> None:
+    cluster.set_broker_down()
+    producer = make()
+    receipts = producer.send_many([Record(TOPIC, str(n), partition=0) for n in range(100)])
+    journal = way(producer)._journal
+    delete, mend = Journal.delete, Journal.mend
+    found, flushed = threading.Event(), threading.Event()
+
+    def damaged(*arguments: Any) -> Any:
+        if way(producer)._flushing and "spool_mended" not in caplog.text:
+            found.set()
+            raise SpoolCorruptError("database disk image is malformed")
+        return delete(*arguments)
+
+    def without_room(self: Journal) -> None:
+        if "spool_sender_failing" not in caplog.text and refusals:
+            raise SpoolFullError("no room on the disk")
+        mend(self)
+
+    monkeypatch.setattr(journal, "is_damaged", lambda: found.is_set() and "spool_mended" not in caplog.text)
+    monkeypatch.setattr(Journal, "delete", damaged)
+    monkeypatch.setattr(Journal, "mend", without_room)
+    flushing = threading.Thread(target=lambda: (producer.flush(60), flushed.set()))
+    flushing.start()
+    wait_until(lambda: bool(way(producer)._flushing), 10, "somebody waits")
+    cluster.set_broker_up()
+    assert flushed.wait(60), caplog.text
+    flushing.join()
+    assert found.is_set()
+    assert "thread_died" not in caplog.text
+    assert caplog.text.count("spool_sender_failing") == refusals
+    assert {receipt.status for receipt in receipts} == {"delivered"}
+    assert numbers(cluster) == list(range(100))
+    assert producer.stats().pending == 0
+
+
 def test_a_folder_that_goes_with_its_container_is_told_at_the_start(
     make: Callable[..., SafeProducer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

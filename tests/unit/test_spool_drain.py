@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 from safekafka.record import Fields
 from safekafka.spool.codec import encode
 from safekafka.spool.drain import LaneDrain
-from safekafka.spool.journal import Journal
+from safekafka.spool.journal import FILE, Journal, Loss
 from safekafka.spool.spooled import SpooledReceipt
 
 
@@ -52,7 +55,7 @@ def test_a_record_read_twice_is_still_that_of_its_receipt(drain: LaneDrain) -> N
     assert all(receipt is other for receipt, other in zip(taken, [sent[0], *sent[2:]], strict=True))
 
 
-def test_rows_dropped_for_a_mended_file_keep_their_receipts(drain: LaneDrain) -> None:
+def test_rows_that_are_read_again_keep_their_receipts(drain: LaneDrain) -> None:
     sent = accept(drain, [fields(n) for n in range(4)])
     drain.take(10, 10_000, 0, lambda record: record[0])
     drain.start_again(["orders"])
@@ -60,3 +63,53 @@ def test_rows_dropped_for_a_mended_file_keep_their_receipts(drain: LaneDrain) ->
     drain.forget_rows()
     taken = drain.take(10, 10_000, 0, None)
     assert all(receipt is other for receipt, other in zip(taken, sent, strict=True))
+
+
+def test_P1_a_record_that_is_damaged_on_the_disk_and_whole_in_memory_is_sent(
+    drain: LaneDrain, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = accept(drain, [fields(n) for n in range(5)])
+    assert drain.take(10, 10_000, 0, lambda record: record[0]) == []  # all wait, on the disk
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as file, file:
+        file.execute("UPDATE record SET crc = crc + 1 WHERE seq IN (2, 4)")
+    nobody_holds = sent.pop(3)
+    nobody_holds_it = weakref.ref(nobody_holds)
+    del nobody_holds
+    assert nobody_holds_it() is None
+    drain.start_again(["orders"])
+    taken = drain.take(10, 10_000, 0, None)
+    assert [id(receipt) for receipt in taken] == [id(receipt) for receipt in sent]
+    assert "record_damaged" in caplog.text
+    assert "seqs='2, 4' records=2 still_in_memory=1" in caplog.text
+    assert (drain.journal.count, drain.journal.last_seq) == (4, 5)
+    drain.done = {receipt._seq: receipt._size for receipt in taken}
+    drain.acknowledge()
+    assert (drain.journal.count, drain.journal.bytes) == (0, 0)
+    drain.journal.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as file:
+        assert file.execute("SELECT seq FROM damaged").fetchall() == [(2,), (4,)]
+        assert file.execute("SELECT last_seq, gone FROM state").fetchone() == (5, 5)
+
+
+def test_P1_what_a_mended_file_lacks_and_memory_has_is_written_anew(drain: LaneDrain, tmp_path: Path) -> None:
+    sent = accept(drain, [fields(n, "orders" if n < 3 else "blocked") for n in range(5)])
+    assert len(drain.take(2, 10_000, 0, None)) == 2  # open
+    fresh, passed_over = sent[2], sent[3:]
+    drain.fresh.clear()
+    for receipt in passed_over:
+        drain.receipts.add(receipt)
+    drain.fresh.append(fresh)
+    journal = drain.journal
+    journal.mend()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as file, file:
+        file.execute("DELETE FROM record WHERE seq <> 5")
+        file.execute("UPDATE state SET gone = 4")
+    journal.losses[-1] = Loss("it is damaged", 4, None)
+    drain.put_back()
+    stored, damaged = journal.read(1, 5, 100, 1 << 20)
+    assert [encode(record) for _, record, _ in stored] == [encode(receipt.fields()) for receipt in sent]
+    assert not damaged
+    assert journal.count == 5
+    assert journal.losses == [Loss("it is damaged; 4 were still in memory, and are kept", 0, None)]
+    journal.close()
+    assert Journal(tmp_path, "process").losses == []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -215,3 +218,64 @@ def test_the_window_is_full_when_the_next_record_does_not_fit_by_its_size(monkey
         assert (len(model.drain.open), model.sender.full) == (1, False)
     finally:
         model.teardown()
+
+
+@pytest.fixture
+def model() -> Iterator[SenderModel]:
+    one = SenderModel()
+    one.begin()
+    yield one
+    one.teardown()
+
+
+@pytest.mark.usefixtures("small_portions")
+def test_a_turn_passes_over_no_more_than_a_portion_of_what_waits(model: SenderModel) -> None:
+    """Reports, callbacks, and the topics that flow wait meanwhile."""
+    model.append([("orders", 0)] * 40)
+    model.append([("audit", 0)])
+    model.delivery.blocked = {"orders": None}
+    before, turns = model.drain.cursor, 0
+    while model.sender.turn():
+        assert 0 < model.drain.cursor - before <= 8
+        before, turns = model.drain.cursor, turns + 1
+    assert turns >= 5
+    assert model.handed_over["audit", 0] == [41]
+    model.all_is_well()
+
+
+@pytest.mark.usefixtures("small_portions")
+def test_the_records_of_a_topic_that_is_given_up_are_rejected_in_steps(
+    model: SenderModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rejected: list[int] = []
+
+    def reject(receipt: SpooledReceipt, reason: str, error: Any) -> None:
+        model.drain.refused(receipt, reason, reason)  # type: ignore[arg-type]
+
+    def told(some: list[Any]) -> None:
+        rejected.extend(receipt._seq for receipt, _, _ in some)
+
+    model.delivery.reject, model.delivery.tell_rejected = reject, told
+    model.delivery.reject_held = lambda *_: None
+    model.append([("audit", 0), ("orders", 0), ("orders", 1)] * 10)
+    model.delivery.blocked = dict.fromkeys(TOPICS)
+    while model.sender.turn():
+        pass
+    ticks = itertools.count()
+    monkeypatch.setattr(sender_module, "monotonic", lambda: next(ticks) * 0.15)
+    steps, error = 0, KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    while len(rejected) < 20:
+        before = len(rejected)
+        model.sender._reject_all("orders", error, 1.0)
+        assert 0 < len(rejected) - before <= 10
+        steps += 1
+    assert steps > 2
+    assert rejected == sorted(model.sent["orders", 0] + model.sent["orders", 1])
+    model.sender._reject_all("orders", error, 1.0)
+    monkeypatch.undo()
+    model.delivery.blocked = {}
+    while model.sender.turn() or model.drain.open:
+        model.delivers(1.0)
+    assert model.handed_over["audit", 0] == model.sent["audit", 0]
+    assert not model.handed_over["orders", 0]
+    assert len(model.drain.journal.rejected()) == 20

@@ -95,3 +95,14 @@ def test_records_that_chance_gave_a_partition_wait_only_when_they_are_many_or_la
 
 def test_a_topic_that_refuses_records_is_another_matter() -> None:
     assert looked(watch(), [sent(0, partition=1)], until=10, blocked=(TOPIC,)) == set()
+
+
+def test_brokers_that_do_not_answer_are_asked_one_question_a_look() -> None:
+    """It is asked on the delivery thread, where reports wait meanwhile."""
+    asked: list[str] = []
+    one = Stuck("consistent_random", lambda topic: asked.append(topic) or 0, linger=0.0)  # type: ignore[func-returns-value]
+    line = [sent(0, topic=f"topic-{n}", key=b"1") for n in range(3)]
+    for looks in range(1, 6):
+        looked(one, line, start=2.1 + looks, until=2.15 + looks)
+        assert len(asked) == min(looks, 3)
+    assert sorted(asked) == ["topic-0", "topic-1", "topic-2"]

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from safekafka.errors import DeliveryError
 from safekafka.observe import Event, emit
 from safekafka.record import Fields
+from safekafka.spool.codec import encode
 from safekafka.spool.crashpoint import passing
-from safekafka.spool.journal import shown
+from safekafka.spool.journal import Row, shown
 from safekafka.spool.lane import Lane
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 # A topic that refuses records, or one of its partitions that is stuck (None: where no key decides)
 Group: TypeAlias = "str | tuple[str, int | None]"
 
-READ_BYTES = 4 << 20
+_READ_BYTES = 4 << 20
 _READ_RECORDS = 1_000
 _DELETE_RECORDS, _DELETE_BYTES = 5_000, 1 << 20  # in one transaction
 _FRESH_BYTES = 16 << 20
@@ -63,6 +64,10 @@ class _Receipts:
         ref.seq = receipt._seq
         self._refs[ref.seq] = ref
 
+    def get(self, seq: int) -> SpooledReceipt | None:
+        ref = self._refs.get(seq)
+        return None if ref is None else ref()
+
     def pop(self, seq: int) -> SpooledReceipt | None:
         ref = self._refs.pop(seq, None)
         return None if ref is None else ref()
@@ -92,6 +97,7 @@ class LaneDrain:
         # Kafka can never take them; the disk has not moved them yet. With what the receipt is told, and the reason.
         self.rejecting: dict[int, tuple[SpooledReceipt, DeliveryError, str]] = {}
         self.skipped: dict[Group, int] = {}  # where to start again for each
+        self.mended = False  # the file may lack what memory has
         self.settled = 0  # `settled_below`, for those who wait
         self.receipts = _Receipts()
 
@@ -141,14 +147,15 @@ class LaneDrain:
         self, count: int, size: int, alone: int, wait_with: Callable[[Fields], Group | None] | None
     ) -> list[SpooledReceipt]:
         """The next records, at most so many and so large, or one that is larger than that, but at most `alone`; they
-        count as open. Those that have to wait are passed over."""
+        count as open. Those that have to wait are passed over, and count."""
         line = self.ready()
         taken: list[SpooledReceipt] = []
         if line is None:
             return taken
         in_order = line is self.fresh  # what is missing between two of them is on the disk
         cursor = self.cursor
-        while line and len(taken) < count:
+        while line and count:
+            count -= 1
             receipt = line[0]
             seq = receipt._seq
             if in_order and seq != cursor:
@@ -190,10 +197,7 @@ class LaneDrain:
 
     def _read(self, last: int) -> bool:
         """Rows from the disk, except those that are on their way or done. False if there are none up to `last`."""
-        stored, damaged = self.journal.read(self.cursor, last, _READ_RECORDS, READ_BYTES)
-        if damaged:
-            self.journal.set_aside(damaged)
-            emit(Event.RECORD_DAMAGED, lane=str(self.lane.folder), seqs=shown(damaged), records=len(damaged))
+        stored = self.read(self.cursor, last, _READ_RECORDS)
         open_, done, rejecting = self.open, self.done, self.rejecting
         known = self.receipts if len(self.receipts) else None
         restored = self.sender.delivery.restored
@@ -201,11 +205,42 @@ class LaneDrain:
             if seq not in open_ and seq not in done and seq not in rejecting:
                 receipt = known.pop(seq) if known is not None else None
                 self.rows.append(restored(self, seq, fields, size) if receipt is None else receipt)
-        if stored:
-            if not self.rows:
-                self.cursor = stored[-1][0] + 1
-            return True
-        return bool(damaged)
+        if stored and not self.rows:
+            self.cursor = stored[-1][0] + 1
+        return bool(stored)
+
+    def read(self, first: int, last: int, limit: int) -> list[Row]:
+        """From the disk. What is damaged there is put aside; of that, what memory still has is written anew."""
+        while True:
+            stored, damaged = self.journal.read(first, last, limit, _READ_BYTES)
+            if not damaged:
+                return stored
+            whole = {seq: encode(receipt.fields()) for seq in damaged if (receipt := self._in_memory(seq)) is not None}
+            self.journal.set_aside(damaged, whole)
+            emit(
+                Event.RECORD_DAMAGED,
+                lane=str(self.lane.folder),
+                seqs=shown(damaged),
+                records=len(damaged),
+                still_in_memory=len(whole),
+            )
+
+    def _in_memory(self, seq: int) -> SpooledReceipt | None:
+        """Of a record that is not done, and was not read from the disk."""
+        if seq in self.rejecting:
+            return self.rejecting[seq][0]
+        return self.open.get(seq) or self.receipts.get(seq)
+
+    def put_back(self) -> None:
+        """Into the mended file, what it lacks of what memory has."""
+        refused = [receipt for receipt, _, _ in self.rejecting.values()]
+        some = *self.open.values(), *refused, *self.rows, *list(self.fresh), *self.receipts.all()
+        whole = {receipt._seq: encode(receipt.fields()) for receipt in some if not receipt.done()}
+        lacked = self.journal.put_back(whole)
+        if lacked and self.journal.losses and (lost := self.journal.losses[-1]).records is not None:
+            what = f"{lost.what}; {lacked} were still in memory, and are kept"
+            self.journal.losses[-1] = lost._replace(what=what, records=max(0, lost.records - lacked))
+        self.mended = False
 
     def acknowledge(self) -> None:
         """Delete what Kafka has, move aside what it refused."""

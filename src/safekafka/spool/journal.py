@@ -43,8 +43,9 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from safekafka.errors import SpoolCorruptError, SpoolFullError, SpoolLockedError, SpoolUnusableError
@@ -221,8 +222,9 @@ class Journal:
                     raise _storage_error(error, self.path) from error
         passing("after_reject")
 
-    def set_aside(self, seqs: Sequence[int]) -> None:
-        """Move damaged rows out of the way, as they are. Raises `SpoolCorruptError` where damage is to be refused."""
+    def set_aside(self, seqs: Sequence[int], whole: Mapping[int, bytes] = MappingProxyType({})) -> None:
+        """Move damaged rows out of the way, as they are; in the place of some comes what was written, as memory still
+        has it. Raises `SpoolCorruptError` where damage is to be refused."""
         if self._refuse_damage:
             raise SpoolCorruptError(
                 f"record(s) {shown(seqs)} of {str(self.path)!r} are not what was written (checksum differs). Remedy: "
@@ -239,8 +241,21 @@ class Journal:
                 moved = self._writer.execute("DELETE FROM record WHERE seq BETWEEN ? AND ?", (first, last)).rowcount
                 if moved != last - first + 1:  # the number itself is damaged: the row is not where it belongs
                     raise sqlite3.DatabaseError("malformed: rows are not found by their numbers")
-            self._keep_state(len(seqs))
+            self._keep_state(len(seqs) - self._put_in(whole))
             self.count, self.bytes = self._totals()
+
+    def put_back(self, rows: Mapping[int, bytes]) -> int:
+        """Records by their numbers, of which a mended file may lack some. Returns how many it did."""
+        with self._lock, self._transaction():
+            lacked = self._put_in(rows)
+            self._keep_state(-lacked)
+            self.count, self.bytes = self._totals()
+        return lacked
+
+    def _put_in(self, rows: Mapping[int, bytes]) -> int:
+        """Where the number is free. Returns how many."""
+        values = [(seq, data, checksum(seq, data)) for seq, data in rows.items()]
+        return int(self._writer.executemany("INSERT OR IGNORE INTO record VALUES (?, ?, ?)", values).rowcount)
 
     def requeue(self, seqs: Sequence[int]) -> int:
         """Rejected records go to the end of the line again, with new numbers. Returns how many."""

@@ -30,7 +30,7 @@ from safekafka.observe import Event, emit
 from safekafka.record import Fields
 from safekafka.spool.config import Spool
 from safekafka.spool.crashpoint import passing
-from safekafka.spool.drain import READ_BYTES, Group, LaneDrain
+from safekafka.spool.drain import Group, LaneDrain
 from safekafka.spool.lane import Identity, Lane, Unusable, orphans, tell_loss
 from safekafka.spool.retention import RetentionWatch
 from safekafka.spool.stuck import Stuck
@@ -45,6 +45,7 @@ _ACK_ROWS = 5_000
 _ACK_SECONDS = 0.1
 _PAUSE_SECONDS = 0.5  # after the disk refused
 _KEEP_HOUSE_SECONDS = 0.1
+_REJECT_SECONDS = 0.2  # at a time
 _ADOPT_AFTER_SECONDS = 5.0  # siblings that start together take their own lanes first
 _ADOPT_SECONDS = 10.0
 _LANES = 8  # at once, the own one included
@@ -87,30 +88,32 @@ class Sender:
     # ---- called by the delivery thread
 
     def turn(self) -> int:
-        """Delete, feed, keep house. Returns how many records were handed over."""
+        """Delete, feed, keep house. Returns how many records were handed over, or passed over: there may be more."""
         now = monotonic()
         if now < self._not_before:
             return 0
-        fed = 0
+        moved = 0
         try:
-            self.acknowledge(now)
-            if self.delivery.accepts_feeding:
-                self._look_for_stuck(now)
-                self._start_again()  # after the look: what it freed is first in line, before anything behind it
-                fed = self._feed()
-            if now - self._kept_house_at > _KEEP_HOUSE_SECONDS:
-                self._kept_house_at = now
-                self._keep_house(now)
+            try:
+                self._mended()
+                self.acknowledge(now)
+                if self.delivery.accepts_feeding:
+                    self._look_for_stuck(now)
+                    self._start_again()  # after the look: what it freed is first in line, before anything behind it
+                    moved = self._feed()
+                if now - self._kept_house_at > _KEEP_HOUSE_SECONDS:
+                    self._kept_house_at = now
+                    self._keep_house(now)
+            except SpoolCorruptError:
+                if not self._mend():
+                    raise
             self.failing = False
         except (SpoolUnusableError, SpoolFullError) as error:  # the disk refused: again later
             if not self.failing:
                 emit(Event.SPOOL_SENDER_FAILING, error=str(error))
             self.failing = True
             self._not_before = now + _PAUSE_SECONDS
-        except SpoolCorruptError:
-            if not self._mend():
-                raise
-        return fed
+        return moved
 
     def acknowledge(self, now: float, at_once: bool = False) -> None:
         due = at_once or now - self._acked_at >= _ACK_SECONDS
@@ -125,7 +128,7 @@ class Sender:
 
     def settle(self, now: float) -> None:
         """Somebody waits for all to be settled: tell how far it is."""
-        with contextlib.suppress(SpoolUnusableError, SpoolFullError):  # `turn` will come to it and tell
+        with contextlib.suppress(SpoolUnusableError, SpoolFullError, SpoolCorruptError):  # `turn` comes to it and tells
             self.acknowledge(now, at_once=True)
         for drain in self.drains:
             drain.settled = drain.settled_below
@@ -151,23 +154,24 @@ class Sender:
     # ---- feeding
 
     def _feed(self) -> int:
-        fed = 0
-        for drain in list(self.drains):
-            if not self._is_ours(drain):
-                continue
-            while fed < _PORTION:
-                count, size, alone = self._room()
-                self.full = count <= 0
-                waits = self._group_to_wait_with if self._stuck.groups or self.delivery.blocked else None
-                before = drain.cursor
-                taken = drain.take(min(count, _PORTION), size, alone, waits) if count > 0 else []
-                if taken:
-                    self.delivery.hand_over(drain, taken)
-                    passing("after_hand_over")
-                    fed += len(taken)
-                elif drain.cursor == before:
-                    break
-        return fed
+        """A portion of each lane: reports, callbacks and the other lanes wait meanwhile."""
+        return sum([self._feed_from(drain) for drain in list(self.drains) if self._is_ours(drain)])
+
+    def _feed_from(self, drain: LaneDrain) -> int:
+        moved = 0
+        while moved < _PORTION:
+            count, size, alone = self._room()
+            self.full = count <= 0
+            waits = self._group_to_wait_with if self._stuck.groups or self.delivery.blocked else None
+            before = drain.cursor
+            taken = drain.take(min(count, _PORTION), size, alone, waits) if count > 0 else []
+            if taken:
+                self.delivery.hand_over(drain, taken)
+                passing("after_hand_over")
+            elif drain.cursor == before:
+                break
+            moved += max(len(taken), drain.cursor - before)
+        return moved
 
     def _room(self) -> tuple[int, int, int]:
         """How many records and bytes may be handed over now, and how large one may be that is larger: where nothing
@@ -367,30 +371,37 @@ class Sender:
     def _reject_all(self, topic: str, error: KafkaError, seconds: float) -> None:
         reason = f"its topic refused records for more than {seconds:.0f} s: {error.str()} ({error.name()})"
         self.delivery.reject_held(topic, reason, error)
+        until = monotonic() + _REJECT_SECONDS
         for drain in self.drains:
-            skipped = drain.skipped.items()
-            firsts = [seq for group, seq in skipped if (group if isinstance(group, str) else group[0]) == topic]
-            first = min(firsts, default=drain.cursor)
+            groups = [group for group in drain.skipped if (group if isinstance(group, str) else group[0]) == topic]
+            first = min([drain.skipped[group] for group in groups], default=drain.cursor)
             last = drain.cursor - 1
-            while first <= last:
-                stored, _ = drain.journal.read(first, last, _PORTION, READ_BYTES)
-                if not stored:
-                    break
-                first = stored[-1][0] + 1
+            while first <= last and monotonic() < until:
+                stored = drain.read(first, last, _PORTION)
+                first = stored[-1][0] + 1 if stored else last + 1
                 for seq, fields, size in stored:
-                    if fields[0] == topic and seq not in drain.open and seq not in drain.rejecting:
+                    waits = seq not in drain.open and seq not in drain.rejecting and seq not in drain.done
+                    if fields[0] == topic and waits:
                         receipt = drain.receipts.pop(seq) or self.delivery.restored(drain, seq, fields, size)
                         self.delivery.reject(receipt, reason, error)
                 drain.acknowledge()
+                for group in groups:  # where to go on, here at the next look
+                    drain.skipped[group] = max(first, drain.skipped[group])
 
     def _mend(self) -> bool:
         """Where SQLite calls a file damaged. Raises where damage is to be refused."""
         damaged = [drain for drain in self.drains if drain.journal.is_damaged()]
         for drain in damaged:
-            drain.forget_rows()
             drain.journal.mend()
+            drain.mended = True
             emit(Event.SPOOL_MENDED, lane=str(drain.lane.folder), records=drain.journal.count)
+        self._mended()
         return bool(damaged)
+
+    def _mended(self) -> None:
+        for drain in self.drains:
+            if drain.mended:
+                drain.put_back()
 
 
 def _share(whole: int, waiting: int) -> int:

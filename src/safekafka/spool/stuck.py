@@ -52,6 +52,7 @@ class Stuck:
         heads: dict[Partition, SpooledReceipt] = {}
         counts: Counter[Partition] = Counter()
         sizes: Counter[Partition] = Counter()
+        answered = True
         for line in lines:
             for receipt in line:
                 if now - receipt._sent_at <= too_long:
@@ -59,8 +60,9 @@ class Stuck:
                 topic, _, key, _, partition, _ = receipt.fields()
                 if topic in except_topics:
                     continue
-                if topic not in self._partitions:
+                if topic not in self._partitions and answered:
                     self._partitions[topic] = self._count_partitions(topic)
+                    answered = self._partitions[topic] > 0  # else the others are asked for at the next looks
                 group = topic, self._partition(topic, key, partition)
                 heads.setdefault(group, receipt)
                 counts[group] += 1
@@ -92,5 +94,5 @@ class Stuck:
     def _partition(self, topic: str, key: bytes | None, partition: int) -> int | None:
         if partition >= 0:
             return partition
-        count = self._partitions[topic]
+        count = self._partitions.get(topic)
         return partition_of(self._partitioner, key, count) if count else None
