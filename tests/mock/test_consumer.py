@@ -629,6 +629,28 @@ def test_C6_the_group_is_left_before_the_client_is_closed(
     assert committed(cluster) == {0: 1, 1: 1, 2: 1}
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_C6_a_last_commit_that_nobody_answers_does_not_keep_run_from_ending(
+    cluster: MockCluster, static: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It hangs for session.timeout.ms, 45 s by default, and the client lets no other call in meanwhile."""
+    fill(cluster, 3, partition=0)
+    config = {"session.timeout.ms": 45_000, "heartbeat.interval.ms": 3_000}
+    config |= {"group.instance.id": "one"} if static else {}
+    consumer = consumer_of(cluster, config, commit_interval=999, shutdown_timeout=4.0)
+    stopped_at = 0.0
+
+    def gone(message: Message) -> None:
+        nonlocal stopped_at
+        if message.offset() == 2:
+            cluster.set_broker_down()
+            stopped_at = time.monotonic()
+
+    run(consumer, Handled(3, gone))
+    assert time.monotonic() - stopped_at < 4 + 5
+    assert "close_timed_out" in caplog.text
+
+
 def test_errors_that_no_waiting_mends_stop_the_consumer(cluster: MockCluster) -> None:
     cluster.push_request_errors(ApiKey.FindCoordinator, *[KafkaError.GROUP_AUTHORIZATION_FAILED] * 5)
     with pytest.raises(SafeKafkaError, match=r"GROUP_AUTHORIZATION_FAILED.*Remedy"):

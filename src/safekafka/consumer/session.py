@@ -2,9 +2,9 @@
 handlers; messages go to a `Pool`.
 
 Threads: all of it on the poll thread (the rebalance and commit callbacks come inside `poll()` and `close()`), except
-`seek`, `pause`, `resume` and reading `stats`. Helper threads run the last commit (synchronous) and the client's
-`close()`, which have no timeout of their own; they take turns, and the poll thread waits for them for a bounded time
-only. Another one asks for the topics' ids.
+`seek`, `pause`, `resume` and reading `stats`. Helper threads run the last commit (synchronous), and behind it leave the
+group and close the client: while one call of the client hangs, every other one waits for it. They take turns, and the
+poll thread waits for them for a bounded time only. Another one asks for the topics' ids.
 """
 
 from __future__ import annotations
@@ -834,7 +834,7 @@ class Session:
     def _call_back(self, name: str, partitions: list[TopicPartition]) -> None:
         if self._assignment_watch is not None:
             self._assignment_watch.rebalanced(time.monotonic())
-        if name in self.callbacks:
+        if name in self.callbacks and not self._closing:
             call_isolated(name, self.callbacks[name], partitions)
 
     def _drain(self, lanes: Collection[PartitionLanes], until: float) -> None:
@@ -886,8 +886,12 @@ class Session:
         if self.pool is not None:
             self.pool.end()
         self._closing = True
-        self._leave(end)
-        if not self._bounded(self.client.close, end):
+
+        def leave_and_close() -> None:  # behind a commit that hangs, this may begin when `end` has passed
+            self._leave(max(end, time.monotonic() + leaving))
+            self.client.close()
+
+        if not self._bounded(leave_and_close, end):
             emit(Event.CLOSE_TIMED_OUT, shutdown_timeout=self._limits.shutdown_timeout)
         return end
 
