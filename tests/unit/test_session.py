@@ -40,6 +40,7 @@ class Client:
         self.consumes: list[Callable[[], list[Message]]] = []
         self.asked: Callable[[], None] = lambda: None
         self.unseekable: set[int] = set()
+        self.paused: set[int] = set()
         self.announced = False  # a rebalance, whose callback has not run
 
     def subscribe(self, topics: list[str], **callbacks: Any) -> None:
@@ -88,9 +89,11 @@ class Client:
     def assignment(self) -> list[TopicPartition]:
         return of(*self.assigned)
 
-    def pause(self, partitions: list[TopicPartition]) -> None: ...
+    def pause(self, partitions: list[TopicPartition]) -> None:
+        self.paused.update(one.partition for one in partitions)
 
-    resume = pause
+    def resume(self, partitions: list[TopicPartition]) -> None:
+        self.paused.difference_update(one.partition for one in partitions)
 
     def seek(self, partition: TopicPartition) -> None:
         if partition.partition in self.unseekable or partition.partition not in self.assigned:
@@ -388,3 +391,15 @@ def test_C1_a_seek_of_another_thread_counts_none_of_the_messages_in_hand_for_the
     assert world.offsets == [50]
     world.done(50)
     assert world.commit() == [51]
+
+
+def test_C7_a_partition_that_was_held_back_for_its_offset_map_flows_again_behind_a_seek(world: World) -> None:
+    world.assign(0)
+    world.turn(lambda: message(0, 0))
+    world.taken[0][0].progress.held_back = True
+    world.session._pauses_changed = True
+    world.session.balance(*world.session.settle())
+    assert world.client.paused == {0}
+    world.session.seek(at(0, 50))
+    world.session.balance(*world.session.settle())
+    assert world.client.paused == set()

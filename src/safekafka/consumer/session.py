@@ -738,6 +738,7 @@ class Session:
         """Of the partition's messages of before, none counts any more."""
         self._give_up([self._partitions[key]])
         self._partitions[key] = PartitionLanes(PartitionProgress(*key))
+        self._pauses_changed = True  # the new one is not held back
         self._ask_at = 0.0
 
     def _ask_for_ids(self) -> None:
