@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pytest
@@ -41,6 +41,7 @@ class Client:
         self.asked: Callable[[], None] = lambda: None
         self.unseekable: set[int] = set()
         self.paused: set[int] = set()
+        self.refusals: list[KafkaError] = []  # of the next synchronous commits
         self.announced = False  # a rebalance, whose callback has not run
 
     def subscribe(self, topics: list[str], **callbacks: Any) -> None:
@@ -100,9 +101,15 @@ class Client:
             raise KafkaException(KafkaError(KafkaError._STATE))
         self.assigned[partition.partition] = partition.offset
 
-    def commit(self, offsets: list[TopicPartition], asynchronous: bool) -> None:
-        assert asynchronous
+    def commit(self, offsets: list[TopicPartition], asynchronous: bool) -> list[TopicPartition]:
+        if not asynchronous and self.refusals:
+            raise KafkaException(self.refusals.pop(0))
         self.commits.append(offsets)
+        return offsets
+
+    def unsubscribe(self) -> None: ...
+
+    close = unsubscribe
 
 
 class Quiet:
@@ -226,6 +233,41 @@ def test_C3_partitions_that_are_assigned_again_without_having_been_taken_away_be
     world.turn(lambda: message(0, 8), lambda: message(0, 9))
     world.done(8)
     assert world.commit() == [9]
+
+
+class Pool:
+    """Handlers that don't come back."""
+
+    handlings = ()
+    retries = dead_lettered = 0
+
+    def __init__(self) -> None:
+        self.drains: list[list[tuple[str, int]]] = []
+
+    def give_up(self, partitions: Collection[PartitionLanes], deadline: float | None) -> None: ...
+
+    def wait_until_free(self, partitions: Collection[PartitionLanes], until: float) -> bool:
+        self.drains.append([one.place for one in partitions])
+        return False
+
+    def end(self) -> None: ...
+
+
+def test_C6_a_partition_that_is_taken_away_during_the_last_commit_is_not_waited_for_a_second_time(
+    world: World,
+) -> None:
+    """That would use up the time that is kept for leaving the group."""
+    world.assign(0)
+    world.turn(lambda: message(0, 0))
+    world.done(0)
+    pool: Any = Pool()
+    world.session.pool = pool
+    world.client.refusals = [KafkaError(KafkaError.REBALANCE_IN_PROGRESS)]
+    world.client.polls = [lambda: world.client.call_back("on_revoke", 0)]
+    world.session.shut_down()
+    assert pool.drains == [[(TOPIC, 0)]]
+    assert world.client.assigned == {}
+    assert [one.offset for commit in world.client.commits for one in commit] == [1]
 
 
 # ---- answers to commits

@@ -803,7 +803,8 @@ class Session:
         try:
             self._call_back("on_revoke", partitions)
             lanes = self._lanes_of(partitions)
-            self._drain(lanes, min(time.monotonic() + self._limits.drain_timeout, self._end))
+            if self._end == math.inf:  # else they had their time, and what is left of it is for leaving the group
+                self._drain(lanes, time.monotonic() + self._limits.drain_timeout)
             self._send_commit(lanes)
         finally:  # a signal handler may raise in a loop that goes on, and the client gives them away all the same
             self._give_up(self._lanes_of(partitions))
