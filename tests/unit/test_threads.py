@@ -13,7 +13,9 @@ import tenacity
 from confluent_kafka import Message
 
 from safekafka import DeadLetter, Reject, Retry
+from safekafka.consumer.batches import Batch, Filling
 from safekafka.consumer.lanes import PartitionLanes
+from safekafka.consumer.pool import Pool
 from safekafka.consumer.progress import PartitionProgress
 from safekafka.consumer.tasks import TaskPool
 from safekafka.consumer.threads import ThreadPool
@@ -267,7 +269,7 @@ def pool_of(handler: Callable[[Any], None], batch: tuple[int, float] | None, **o
     return pool
 
 
-def added(pool: ThreadPool, partition: int, count: int = 1) -> PartitionLanes:
+def added(pool: Pool, partition: int, count: int = 1) -> PartitionLanes:
     lanes = PartitionLanes(PartitionProgress("orders", partition))
     messages = [Message(topic="orders", partition=partition, offset=offset, value=b"") for offset in range(count)]
     lanes.progress.track_run(messages, epochs=False)
@@ -345,3 +347,159 @@ def test_a_batch_that_is_tried_again_keeps_none_of_the_lanes_that_were_gathered_
     finally:
         gate.set()
         pool.end()
+
+
+# ---- the one message at a time that is tried while the circuit is open
+
+
+class NoWorkers(Pool):
+    """The test is the workers."""
+
+    def _wake(self, lanes: int) -> None: ...
+
+    def _wake_all(self) -> None: ...
+
+
+def held(kind: Any, handler: Any, batch: Any = None) -> Any:
+    """A pool whose circuit has just opened."""
+    pool = kind(
+        handler,
+        order="partition",
+        concurrency=3,
+        retry=Retry(attempts=1),
+        dead_letters=FakeDeadLetters(),
+        letters=DeadLetter("orders.dlq", max_consecutive=1),
+        batch=batch,
+    )
+    for _ in range(2):
+        pool._circuit.failed(time.monotonic())
+    pool.troubled = pool.held = True
+    pool._circuit.next_probe_at += 60  # the test says when
+    return pool
+
+
+def due(pool: Any) -> None:
+    with pool.lock:
+        pool._circuit.next_probe_at = time.monotonic()
+        pool._wake(1)
+
+
+def ended(pool: Any) -> None:
+    pool.end()
+    for thread in pool.threads:
+        thread.join(10)
+
+
+@pytest.mark.parametrize("kind", [ThreadPool, TaskPool])
+def test_a_probe_that_its_worker_has_not_come_to_is_tried_by_another(kind: Any) -> None:
+    begun = threading.Event()
+
+    async def handle_async(_: Any) -> None:
+        begun.set()
+
+    pool = held(kind, (lambda _: begun.set()) if kind is ThreadPool else handle_async)
+    pool.start()
+    try:
+        added(pool, 0)
+        with pool.lock:
+            slow = pool.enter()
+            now = pool._circuit.next_probe_at = time.monotonic()
+            slow.taken.extend(pool._next(now, 1))
+            slow.taken_at = now - 1
+        pool.rescue()
+        assert begun.wait(10)
+    finally:
+        ended(pool)
+
+
+def test_while_a_probe_runs_no_other_message_is_tried_whoever_gives_back() -> None:
+    pool = held(NoWorkers, None)
+    pool.held = False
+    added(pool, 0)
+    early = pool._next(time.monotonic(), 1)  # under way as the circuit opens
+    pool.held = True
+    due(pool)
+    added(pool, 1)
+    added(pool, 2)
+    probe = pool._next(time.monotonic(), 1)
+    pool.give_back(pool.enter(), early, {})
+    assert pool._next(time.monotonic(), 1) == []
+    pool.give_back(pool.enter(), probe, {})
+    assert len(pool._next(time.monotonic(), 1)) == 1
+
+
+def test_while_a_batch_is_a_probe_no_other_one_is_tried_whichever_ends() -> None:
+    pool = held(NoWorkers, None, (1, 0.0))
+    pool.held = False
+    added(pool, 0)
+    early = pool.next_batch(Filling(), time.monotonic())
+    pool.held = True
+    due(pool)
+    added(pool, 1)
+    added(pool, 2)
+    probe = pool.next_batch(Filling(), time.monotonic())
+    pool.batch_ended(early, None)
+    assert pool.next_batch(Filling(), time.monotonic()) is None
+    pool.batch_ended(probe, None)
+    assert isinstance(pool.next_batch(Filling(), time.monotonic()), Batch)
+
+
+@pytest.mark.parametrize("kind", [ThreadPool, TaskPool])
+@pytest.mark.parametrize("batch", [None, (1, 0.01)])
+def test_a_probe_whose_partition_was_taken_away_holds_up_no_other(kind: Any, batch: Any) -> None:
+    begun: list[int] = []
+    gate = threading.Event()
+
+    def handle(given: Any) -> None:
+        begun.append((given[0] if isinstance(given, list) else given).partition())
+        if begun[-1] == 0:
+            gate.wait(30)
+
+    async def handle_async(given: Any) -> None:
+        await asyncio.to_thread(handle, given)
+
+    pool = held(kind, handle if kind is ThreadPool else handle_async, batch)
+    pool.start()
+    try:
+        first = added(pool, 0)
+        due(pool)
+        wait_until(lambda: begun == [0], 10, "the probe")
+        added(pool, 1)
+        pool.give_up([first], None)
+        wait_until(lambda: begun == [0, 1], 10, lambda: f"another one to be tried: {begun}")
+    finally:
+        gate.set()
+        ended(pool)
+
+
+@pytest.mark.parametrize("kind", [ThreadPool, TaskPool])
+def test_a_worker_whose_probe_succeeded_holds_up_none_of_a_circuit_that_opens_again(kind: Any) -> None:
+    begun: list[int] = []
+    gate = threading.Event()
+
+    def handle(given: Any) -> None:
+        begun.append(given.partition())
+        if begun[-1] == 0 and given.offset() == 1:
+            gate.wait(30)
+        if begun[-1] > 0:
+            raise ConnectionError("downstream")
+
+    async def handle_async(given: Any) -> None:
+        await (asyncio.to_thread(handle, given) if given.partition() == 0 else asyncio.sleep(0))
+        if given.partition() > 0:
+            handle(given)
+
+    pool = held(kind, handle if kind is ThreadPool else handle_async)
+    pool.start()
+    try:
+        added(pool, 0, 2)
+        due(pool)
+        wait_until(lambda: begun == [0, 0], 10, "the probe, and the message behind it")
+        added(pool, 1)
+        wait_until(lambda: begun == [0, 0, 1], 10, "a failure that is let through")
+        added(pool, 2)
+        wait_until(lambda: pool.held, 10, "the circuit to open")
+        wait_until(lambda: begun.count(2) > 1, 10, lambda: f"a probe: {begun}")
+    finally:
+        gate.set()
+        ended(pool)

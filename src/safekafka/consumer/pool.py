@@ -75,7 +75,7 @@ class Pool:
         self.troubled = False  # the circuit has heard of a failure, and of no success since
         self.held = False  # the circuit is open: one message at a time is tried, after pauses
         self._held_since = 0.0
-        self._probing = False
+        self._probe: Sequence[Lane] = ()  # a message of theirs is being tried meanwhile; the lanes of one worker
         self.failure: BaseException | None = None  # why the consumer has to stop
         self.ended = False
         self.retries = self.dead_lettered = 0
@@ -99,6 +99,9 @@ class Pool:
             self.limit.deadline = deadline
             self.lanes.give_up(partitions)
             self._wake_all()  # who fills a batch with them stops waiting
+            if self._probe and all(lane.of.progress.revoked for lane in self._probe):
+                self._probe = ()  # nobody has to wait for its handler to try another one
+                self._wake(max(1, self.lanes.ready))
 
     def wait_until_free(self, partitions: Collection[PartitionLanes], until: float) -> bool:
         """Wait until no message of these partitions is being handled; False if one still is at `until` (monotonic)."""
@@ -149,8 +152,9 @@ class Pool:
         lanes = self.lanes
         lanes.wake(now)
         if self.held:
-            taken = lanes.take(1) if self._may_probe(now) else []
-            self._probing |= bool(taken)
+            if not self._may_probe(now):
+                return []
+            self._probe = taken = lanes.take(1)
             return taken
         return lanes.take(min(most, max(1, lanes.ready // (2 * self.concurrency))))
 
@@ -158,7 +162,7 @@ class Pool:
         """While the circuit is open: whether the caller is to try a message now, alone."""
         assert self._circuit is not None
         at = self._circuit.next_probe_at
-        return not self._probing and (at is None or now >= at)
+        return not self._probe and (at is None or now >= at)
 
     def moment(self, now: float) -> float | None:
         """When something that waits may go on. `now`: when the caller looked for something to do; a probe that was not
@@ -167,7 +171,7 @@ class Pool:
         soonest = min((moment for moment in moments if moment is not None), default=None)
         if not self.held or self._circuit is None:
             return soonest
-        if self._probing:
+        if self._probe:
             return None
         probe_at = self._circuit.next_probe_at or 0.0
         if self.lanes.ready and probe_at > now:
@@ -184,7 +188,8 @@ class Pool:
     def _give_back(self, handling: Handling, came_to: Sequence[Lane], moments: dict[Lane, float]) -> None:
         """Under the lock; in the same hold of it the worker takes the next ones: it is the one that all fight for.
         `came_to`: the lanes that were worked on."""
-        self._probing = False
+        if self._probe and self._probe[0] in came_to:
+            self._probe = ()
         gone = self._give_back_untouched(handling)
         for lane in came_to:
             gone |= self.lanes.give_back(lane, moments.get(lane))
@@ -201,6 +206,8 @@ class Pool:
                 lane = taken.pop()
             except IndexError:  # the worker was quicker
                 break
+            if lane in self._probe:
+                self._probe = ()
             gone |= self.lanes.give_back(lane, untouched=True)
         return gone
 
@@ -227,7 +234,8 @@ class Pool:
         found = self.batches.next(filling, self.lanes, now)
         if isinstance(found, Batch):
             self.put_back(filling)  # where it is one that was tried before: what was gathered is for others meanwhile
-            self._probing |= self.held
+            if self.held:
+                self._probe = found.lanes
         return found
 
     def put_back(self, filling: Filling) -> None:
@@ -242,7 +250,8 @@ class Pool:
         """It is through, or waits for its next attempt."""
         assert self.batches is not None
         with self.lock:
-            self._probing = False
+            if self._probe is batch.lanes:
+                self._probe = ()
             if moment is None:
                 gone = [self.lanes.give_back(lane) for lane in batch.lanes]
             else:
@@ -330,6 +339,7 @@ class Pool:
             closed = self._circuit.succeeded(monotonic())
             self.troubled = self.held = self._circuit.is_open
             if closed:
+                self._probe = ()  # it has told what it was to tell, and its worker may go on to the next message
                 self._wake_all()
         if closed:
             emit(Event.DEAD_LETTER_CIRCUIT_CLOSED, seconds=round(monotonic() - self._held_since, 1))
