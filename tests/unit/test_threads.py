@@ -503,3 +503,50 @@ def test_a_worker_whose_probe_succeeded_holds_up_none_of_a_circuit_that_opens_ag
     finally:
         gate.set()
         ended(pool)
+
+
+# ---- what a batch has no room for
+
+
+@pytest.mark.parametrize("kind", [ThreadPool, TaskPool])
+def test_a_full_batch_keeps_no_lane_that_it_has_no_message_of(kind: Any) -> None:
+    """Through all its attempts others would wait for it."""
+    calls: list[list[tuple[int | None, int | None]]] = []
+    gate = threading.Event()
+
+    def handle(messages: list[Message]) -> None:
+        calls.append([(message.partition(), message.offset()) for message in messages])
+        if messages[0].partition() == 0:
+            gate.wait(30)
+
+    async def handle_async(messages: list[Message]) -> None:
+        await asyncio.to_thread(handle, messages)
+
+    pool = kind(
+        handle if kind is ThreadPool else handle_async,
+        order="key",
+        concurrency=2,
+        retry=Retry(),
+        dead_letters=None,
+        letters=None,
+        batch=(4, 60.0),
+    )
+    lanes = PartitionLanes(PartitionProgress("orders", 0))
+
+    def add(*keys: bytes) -> None:
+        messages = [
+            Message("orders", 0, offset, key, b"1") for offset, key in enumerate(keys, lanes.progress.unfinished)
+        ]
+        pool.add([(lanes, lanes.progress.track_run(messages, epochs=False))])
+
+    pool.start()
+    try:
+        add(b"a", b"b", b"c")
+        wait_until(lambda: lanes.running == 3, 10, "a worker to gather them")
+        pool.batches._max_wait = 0.01  # of what is filled from now on
+        add(b"a", b"a", b"c", b"d")
+        wait_until(lambda: len(calls) == 2, 10, lambda: f"the others to be handled: {calls}")
+        assert calls == [[(0, 0), (0, 3), (0, 4), (0, 1)], [(0, 2), (0, 5), (0, 6)]]
+    finally:
+        gate.set()
+        ended(pool)

@@ -55,7 +55,8 @@ class Batches:
         self._numbers = itertools.count()
 
     def next(self, filling: Filling, lanes: Lanes, now: float) -> Batch | float | None:
-        """A batch to handle now; or the moment until which to wait for more; None: until there is something."""
+        """A batch to handle now, what is left in the filling to be given back; or the moment until which to wait for
+        more; None: until there is something."""
         while self._waiting and self._waiting[0][0] <= now:
             batch = heapq.heappop(self._waiting)[2]
             batch.lanes = [lane for lane in batch.lanes if lanes.resume(lane)]
@@ -77,12 +78,17 @@ class Batches:
         return self._full(filling)
 
     def _full(self, filling: Filling) -> Batch:
-        lanes, filling.lanes = filling.lanes, []
+        """Lanes that it has no room for stay in the filling: nobody shall wait for this batch to handle them."""
+        lanes: list[Lane] = []
         messages: list[tuple[Lane, Message]] = []
-        for lane in lanes:
+        for lane in filling.lanes:
+            if len(messages) == self._max_records:
+                break
+            lanes.append(lane)
             line = lane.messages
             for _ in range(min(len(line), self._max_records - len(messages))):
                 messages.append((lane, line.popleft()))
+        del filling.lanes[: len(lanes)]
         return Batch(lanes, messages)
 
     def next_moment(self) -> float | None:

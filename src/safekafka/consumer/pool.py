@@ -233,7 +233,7 @@ class Pool:
             return self.moment(now)
         found = self.batches.next(filling, self.lanes, now)
         if isinstance(found, Batch):
-            self.put_back(filling)  # where it is one that was tried before: what was gathered is for others meanwhile
+            self.put_back(filling)  # what is not in it, so all of it where it was tried before, is for others meanwhile
             if self.held:
                 self._probe = found.lanes
         return found
