@@ -6,6 +6,7 @@ Thread: an admin client of its own, asked on whichever thread wants to know; it 
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 from collections.abc import Callable, Iterable
 
@@ -31,7 +32,7 @@ class TopicIds:
         for topic, answer in answers.items():
             try:
                 found[topic] = str(answer.result(ASK_SECONDS).topic_id)
-            except (KafkaException, TimeoutError):
+            except (KafkaException, concurrent.futures.TimeoutError):  # another one than TimeoutError in Python 3.10
                 continue
         return found
 
