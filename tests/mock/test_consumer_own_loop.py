@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
@@ -565,3 +566,119 @@ def test_C1_a_signal_handler_that_raises_anywhere_in_a_rebalance_leaves_no_parti
             lambda: (turn(), committed(cluster) == dict(enumerate(ends)))[1], 30, lambda: str(committed(cluster))
         )
     assert interrupts
+
+
+# ---- close() of another thread than the one that polls
+
+
+class Loop(threading.Thread):
+    """Polls until it is told to end, then closes. `handle` comes between `poll()` and `done()`."""
+
+    def __init__(self, consumer: SafeConsumer, handle: Callable[[Message], object]) -> None:
+        super().__init__(daemon=True)
+        self.consumer = consumer
+        self.handle = handle
+        self.handled: list[tuple[int | None, int | None]] = []
+        self.counted: list[bool] = []
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            try:
+                while True:
+                    message = self.consumer.poll()
+                    if message is not None:
+                        self.handle(message)
+                        self.handled.append(where(message))
+                        self.counted.append(self.consumer.done(message))
+            except ClosedError:
+                pass
+            finally:
+                self.consumer.close()
+        except BaseException as failure:  # noqa: BLE001 - the test looks at it
+            self.failure = failure
+
+
+def test_C6_close_beside_a_loop_that_polls_closes_once_with_what_is_done_committed(cluster: MockCluster) -> None:
+    handled = 0
+    for _ in range(3):
+        fill(cluster, 300, partition=0)
+        consumer = consumer_of(cluster)
+        loop = Loop(consumer, lambda _: None)
+        loop.start()
+        wait_until(lambda: len(loop.handled) > 100, 30, "messages")
+        closers = [threading.Thread(target=consumer.close) for _ in range(2)]
+        for closer in closers:
+            closer.start()
+        consumer.close()
+        for thread in (*closers, loop):
+            thread.join(30)
+            assert not thread.is_alive()
+        assert loop.failure is None
+        assert all(loop.counted)
+        handled += len(loop.handled)
+        assert committed(cluster)[0] == handled
+
+
+def test_C6_close_beside_a_loop_waits_for_the_message_that_it_has_in_hand(cluster: MockCluster) -> None:
+    fill(cluster, 1, partition=0)
+    consumer = consumer_of(cluster)
+    has_it, go_on = threading.Event(), threading.Event()
+    loop = Loop(consumer, lambda _: (has_it.set(), go_on.wait(30)))
+    loop.start()
+    assert has_it.wait(30)
+    threading.Timer(1.0, go_on.set).start()
+    consumer.close()
+    loop.join(30)
+    assert loop.failure is None
+    assert loop.counted == [True]
+    assert committed(cluster)[0] == 1
+
+
+def test_C6_close_beside_a_loop_that_does_not_come_back_waits_as_long_as_for_a_handler(cluster: MockCluster) -> None:
+    fill(cluster, 1, partition=0)
+    consumer = consumer_of(cluster, drain_timeout=1.0)
+    has_it, go_on = threading.Event(), threading.Event()
+    loop = Loop(consumer, lambda _: (has_it.set(), go_on.wait(60)))
+    loop.start()
+    assert has_it.wait(30)
+    began = time.monotonic()
+    consumer.close()
+    assert 1.0 <= time.monotonic() - began < 1 + 10
+    go_on.set()
+    loop.join(30)
+    assert loop.failure is None
+    assert loop.counted == [False]
+    assert committed(cluster)[0] == 0
+
+
+def test_C6_close_behind_a_loop_whose_thread_has_nothing_in_hand_does_not_wait(cluster: MockCluster) -> None:
+    """As where an executor's thread polls, and lives on."""
+    fill(cluster, 3, partition=0)
+    consumer = consumer_of(cluster)
+    with ThreadPoolExecutor(1) as executor:
+        for message in executor.submit(take, consumer, 3).result(60):
+            consumer.done(message)
+        began = time.monotonic()
+        consumer.close()
+        assert time.monotonic() - began < 10
+    assert committed(cluster)[0] == 3
+
+
+def test_C6_close_beside_a_loop_that_hangs_in_a_callback_returns_in_time(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer = consumer_of(cluster, shutdown_timeout=1.0)
+    is_in, go_on = threading.Event(), threading.Event()
+    consumer.subscribe([TOPIC], on_assign=lambda *_: (is_in.set(), go_on.wait(60)))
+    loop = Loop(consumer, lambda _: None)
+    loop.start()
+    assert is_in.wait(30)
+    began = time.monotonic()
+    consumer.close()
+    assert time.monotonic() - began < 1 + 5 + 3
+    assert "close_timed_out" in caplog.text
+    go_on.set()
+    loop.join(30)
+    assert not loop.is_alive()
+    assert loop.failure is None

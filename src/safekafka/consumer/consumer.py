@@ -4,7 +4,8 @@ what is finished.
 Threads
 - The poll thread (`session.py`): the one that calls `run()`; with `arun()` and the iterator one of our own; with
   `poll()` and `consume()` the caller's. It alone takes messages, pauses and commits. Handlers never run on it, so a
-  slow handler does not cost us the partitions.
+  slow handler does not cost us the partitions. It closes too, but for an own loop, where any thread may: `_turn` is
+  held by the one that polls, or closes.
 - Workers (`pool.py`): threads for sync handlers, tasks for async ones.
 - `stop()` may be called from any thread, a handler or a signal handler.
 """
@@ -61,6 +62,7 @@ Rebalanced: TypeAlias = "Callable[[SafeConsumer, list[TopicPartition]], Any]"
 
 _COMMIT_RECORDS = 100_000
 _MAX_CONCURRENCY = 10_000
+_LOOK_SECONDS = 0.1
 
 
 class SafeConsumer:
@@ -123,6 +125,16 @@ class SafeConsumer:
         settings.setdefault(FETCHED_AHEAD, max(1, min(FETCHED_AHEAD_KB, int(max_in_flight_bytes) >> 10)))
         start = start_policy(settings)
         settings["auto.offset.reset"] = "error"  # what to do is decided in `positions.py`
+        limits = Limits(
+            commit_interval,
+            _COMMIT_RECORDS,
+            drain_timeout,
+            shutdown_timeout,
+            max_in_flight,
+            max_in_flight_bytes,
+            stuck_after,
+            poll_interval(settings),
+        )
         client, watch = build_client(Consumer, settings, problems)
         connection = connection_settings(config)
         group = str(settings["group.id"])
@@ -131,16 +143,7 @@ class SafeConsumer:
             watch,
             group,
             TopicIds(lambda: admin_client(connection)),
-            Limits(
-                commit_interval,
-                _COMMIT_RECORDS,
-                drain_timeout,
-                shutdown_timeout,
-                max_in_flight,
-                max_in_flight_bytes,
-                stuck_after,
-                poll_interval(settings),
-            ),
+            limits,
             start=start,
             stop_on_expired=on_records_expired == "stop",
             maps=order != "partition",
@@ -160,6 +163,7 @@ class SafeConsumer:
         self._concurrency = concurrency
         self._deserializers = key_deserializer, value_deserializer
         self._shutdown_timeout = shutdown_timeout
+        self._finishing = limits.finishing
         self._stuck_after = stuck_after
         self._stops_when_stuck = on_stuck == "stop"
         self._pid = os.getpid()
@@ -167,6 +171,8 @@ class SafeConsumer:
         self._runner: threading.Thread | None = None  # the poll thread
         self._loops_thread: threading.Thread | None = None  # of arun()
         self._pool: Pool | None = None
+        self._turn = threading.RLock()  # of own loops; a signal handler may call close() in the middle of poll()
+        self._closes = False  # or in the middle of close()
         self._closed = threading.Event()
         self._failure: BaseException | None = None
 
@@ -355,25 +361,29 @@ class SafeConsumer:
     def consume(self, num_messages: int = 1, timeout: float | None = None) -> list[Message]:
         """As `poll`, for up to so many messages. Returns as soon as there are any."""
         whole(num_messages=num_messages)
-        if self._own_loop is None:
-            if self._deserializers != (None, None):
-                raise ValueError("key_deserializer and value_deserializer go with run(): here, decode in the loop")
-            if self._concurrency != 1 or self._has_retry or self._dead_letters is not None:
-                raise ValueError(
-                    "poll() and consume() go with concurrency=1, and without retry= and dead_letter=, since the loop "
-                    "is the program's. Remedy: leave these out, or use consumer.run(handler)."
-                )
-            self._begin()
-            self._runner = threading.current_thread()
-            self._own_loop = OwnLoop(self._session, self._max_in_flight, self._stuck_after)
-            self._session.subscribe(self._topics)
-        if self._closed.is_set():
-            raise ClosedError("the consumer is closed. Remedy: make a new one.")
         self._check_process()
-        try:
-            return self._own_loop.consume(num_messages, timeout)
-        except KafkaException as error:
-            raise _cannot_go_on(error) from error
+        with self._turn:
+            own_loop = self._own_loop or self._begin_own_loop()
+            if self._closed.is_set():
+                raise ClosedError("the consumer is closed. Remedy: make a new one.")
+            self._runner = threading.current_thread()
+            try:
+                return own_loop.consume(num_messages, timeout)
+            except KafkaException as error:
+                raise _cannot_go_on(error) from error
+
+    def _begin_own_loop(self) -> OwnLoop:
+        if self._deserializers != (None, None):
+            raise ValueError("key_deserializer and value_deserializer go with run(): here, decode in the loop")
+        if self._concurrency != 1 or self._has_retry or self._dead_letters is not None:
+            raise ValueError(
+                "poll() and consume() go with concurrency=1, and without retry= and dead_letter=, since the loop is "
+                "the program's. Remedy: leave these out, or use consumer.run(handler)."
+            )
+        self._begin()
+        self._own_loop = OwnLoop(self._session, self._max_in_flight, self._stuck_after)
+        self._session.subscribe(self._topics)
+        return self._own_loop
 
     def done(self, message: Message) -> bool:
         """The message from `poll()` or `consume()` is handled; it is committed when all before it are, at the next
@@ -468,15 +478,18 @@ class SafeConsumer:
 
     def close(self) -> None:
         """Stop, and wait for `run()` on another thread to end. Idempotent. In a handler, and on the event loop of
-        `arun()`, it doesn't wait: handlers could not finish before it."""
+        `arun()`, it doesn't wait: handlers could not finish before it.
+
+        While another thread polls, it waits for that one to come back, and for what is out to be done, as long as for a
+        handler (`drain_timeout`); `poll()` raises `ClosedError` there afterwards.
+        """
         if self._pid != os.getpid():
             return  # the parent's client must not be touched
         self.stop()
         if self._meeting is not None:
             self._meeting.closes()
         if self._own_loop is not None:
-            if not self._closed.is_set():
-                self._shut_down()
+            self._close_own_loop(self._own_loop)
         elif self._started:
             workers = [] if self._pool is None else self._pool.threads
             # These would wait for themselves.
@@ -487,6 +500,31 @@ class SafeConsumer:
             self._session.client.close()
             if self._dead_letters is not None:
                 self._dead_letters.close(self._shutdown_timeout)
+
+    def _close_own_loop(self, own_loop: OwnLoop) -> None:
+        """The client lets one thread in at a time, and what another one has in hand may still be done."""
+        began, runner = time.monotonic(), self._runner
+        patience = began if runner is threading.current_thread() else began + self._finishing
+        until = began + self._shutdown_timeout + CLOSE_SECONDS
+        while self._turn.acquire(timeout=max(0.0, until - time.monotonic())):
+            try:
+                if self._closed.is_set() or self._closes:
+                    return
+                waits = runner is not None and runner.is_alive() and own_loop.is_out
+                if not waits or time.monotonic() >= patience:
+                    self._shut_down_once()
+                    return
+            finally:
+                self._turn.release()
+            self._closed.wait(_LOOK_SECONDS)
+        emit(Event.CLOSE_TIMED_OUT, shutdown_timeout=self._shutdown_timeout)  # the other thread hangs in a callback
+
+    def _shut_down_once(self) -> None:
+        self._closes = True
+        try:
+            self._shut_down()
+        finally:  # a signal handler may have raised: the next close() does the rest
+            self._closes = False
 
     def _shut_down(self) -> None:
         began = time.monotonic()

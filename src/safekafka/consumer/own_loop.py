@@ -1,8 +1,8 @@
 """`poll()`, `consume()` and `done()`: for code that keeps its own loop. Only what is `done()` is committed, and only
 when everything before it is.
 
-Threads: the caller's, one, as with the raw client; `done` may be called on any. `_out` holds what was handed out and is
-not done, by identity, since messages take no attributes; each step on it is atomic.
+Threads: the caller's, one at a time, as with the raw client; `done` may be called on any, and so may `is_out`. `_out`
+holds what was handed out and is not done, by identity, since messages take no attributes; each step on it is atomic.
 """
 
 from __future__ import annotations
@@ -104,6 +104,11 @@ class OwnLoop:
         for number, (_, lanes) in list(self._out.items()):
             if lanes.progress.revoked:
                 self._out.pop(number, None)
+
+    @property
+    def is_out(self) -> bool:
+        """Whether anything was handed out that may still be done."""
+        return any(not lanes.progress.revoked for _, lanes in list(self._out.values()))
 
     def done(self, message: Message) -> bool:
         """False if its partition was taken away meanwhile: whoever has it handles the message again."""

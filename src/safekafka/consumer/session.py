@@ -86,6 +86,11 @@ class Limits:
         """What the end keeps for the last commit and for leaving the group, however long handlers take."""
         return min(CLOSE_SECONDS, self.shutdown_timeout / 4)
 
+    @property
+    def finishing(self) -> float:
+        """What handlers get at the end."""
+        return min(self.drain_timeout, self.shutdown_timeout - self.leaving)
+
 
 class Session:
     """`maps`: whether messages may finish out of order, so that what is finished beyond the frontier is told in the
@@ -879,7 +884,7 @@ class Session:
         end = self._end = began + self._limits.shutdown_timeout
         self._note_missed_polls()
         leaving = self._limits.leaving
-        self._drain(list(self._partitions.values()), min(began + self._limits.drain_timeout, end - leaving))
+        self._drain(list(self._partitions.values()), began + self._limits.finishing)
         self.settle()
         stats = self._stats(time.monotonic())  # before the commit: while that one hangs, the client answers nobody
         if not self._missed_polls:
