@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import random
@@ -682,3 +683,90 @@ def test_C6_close_beside_a_loop_that_hangs_in_a_callback_returns_in_time(
     loop.join(30)
     assert not loop.is_alive()
     assert loop.failure is None
+
+
+def test_C6_what_a_close_waits_for_a_loop_counts_in_its_time(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(cluster, 1, partition=0)
+    consumer = consumer_of(cluster, drain_timeout=1.0)
+    has_it, go_on = threading.Event(), threading.Event()
+    loop = Loop(consumer, lambda _: (has_it.set(), go_on.wait(60)))
+    loop.start()
+    assert has_it.wait(30)
+    shut_down = consumer._session.shut_down
+    begun: list[float] = []
+
+    def noted(began: float) -> float:
+        begun.append(time.monotonic() - began)
+        return shut_down(began)
+
+    monkeypatch.setattr(consumer._session, "shut_down", noted)
+    consumer.close()
+    assert begun[0] >= 1.0
+    go_on.set()
+    loop.join(30)
+
+
+@pytest.mark.parametrize("where_from", ["on_assign", "signal handler", "signal handler that raises"])
+def test_C6_close_inside_poll_is_done_when_that_poll_returns(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture, where_from: str
+) -> None:
+    """There the client belongs to the call that is interrupted."""
+    fill(cluster, 10, partition=0)
+    consumer = consumer_of(cluster, commit_interval=60)
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def close(*_: object) -> None:
+        consumer.close()
+        if where_from.endswith("raises"):
+            raise Interrupt
+
+    signal.signal(signal.SIGUSR1, close)
+    try:
+        if where_from == "on_assign":
+            consumer.subscribe([TOPIC], on_assign=close)
+            assert consumer.poll(30) is None
+        else:
+            for message in take(consumer, 10):
+                consumer.done(message)
+            kill = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+            kill.start()
+            with contextlib.suppress(Interrupt):
+                assert consumer.poll(30) is None
+            kill.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    with pytest.raises(ClosedError):
+        consumer.poll(1)
+    assert "consumer_stopped" in caplog.text
+    assert "close_timed_out" not in caplog.text
+    assert "commit_failed" not in caplog.text
+    assert committed(cluster)[0] == (0 if where_from == "on_assign" else 10)
+
+
+@pytest.mark.parametrize("loop", ["run", "poll"])
+def test_C6_close_in_the_callback_of_the_last_commit_does_not_wait_for_itself(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture, loop: str
+) -> None:
+    fill(cluster, 5, partition=0)
+    called: list[str] = []
+
+    def on_commit(*_: object) -> None:
+        called.append(threading.current_thread().name)
+        consumer.close()
+
+    consumer = consumer_of(cluster, {"on_commit": on_commit}, commit_interval=60)
+    if loop == "run":
+        handled: list[Message] = []
+        threading.Thread(
+            target=lambda: (wait_until(lambda: len(handled) == 5, 30, "handled"), consumer.stop()), daemon=True
+        ).start()
+        consumer.run(handled.append)
+    else:
+        for message in take(consumer, 5):
+            consumer.done(message)
+        consumer.close()
+    assert called == ["safekafka-commit"]
+    assert "close_timed_out" not in caplog.text
+    assert committed(cluster)[0] == 5

@@ -630,3 +630,41 @@ def test_B_S03_one_flipped_bit_costs_no_more_than_its_page(
     most = max((seqs for number, seqs in pages.beneath.items() if pages.kinds[number] == "record leaf"), key=len)
     assert_right_and_told(drained(folder), original, most)
     assert_goes_on(folder, max(original.records))
+
+
+def test_B_S09_a_loss_found_at_a_start_without_room_is_told_by_the_attempt_that_finds_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, refusals = Journal._settle_state, 1
+
+    def full_at_first(self: Journal) -> None:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise SpoolFullError("no room on the disk")
+        settle(self)
+
+    monkeypatch.setattr(Journal, "_settle_state", full_at_first)
+    whole, emptied = tmp_path / "whole", tmp_path / "emptied"
+    for folder in (whole, emptied):
+        folder.mkdir()
+        refusals = 0
+        journal = Journal(folder, "process")
+        for n in range(100):
+            journal.append([b"%d" % n * 100])
+        if folder is emptied:
+            journal.delete(range(1, 101), 0)
+        journal.close()
+        refusals = 1
+        if folder is emptied:
+            (folder / FILE).unlink()
+        else:
+            with (folder / FILE).open("r+b") as file:
+                file.seek(8_192)
+                file.write(bytes(8_192))
+        journal = Journal(folder, "process")
+        assert refusals == 0
+        assert bool(journal.losses) == (folder is whole), journal.losses
+        assert len({loss.what for loss in journal.losses}) == len(journal.losses)
+        assert journal.last_seq == 100
+        journal.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -264,7 +265,7 @@ def test_C6_a_partition_that_is_taken_away_during_the_last_commit_is_not_waited_
     world.session.pool = pool
     world.client.refusals = [KafkaError(KafkaError.REBALANCE_IN_PROGRESS)]
     world.client.polls = [lambda: world.client.call_back("on_revoke", 0)]
-    world.session.shut_down()
+    world.session.shut_down(time.monotonic())
     assert pool.drains == [[(TOPIC, 0)]]
     assert world.client.assigned == {}
     assert [one.offset for commit in world.client.commits for one in commit] == [1]

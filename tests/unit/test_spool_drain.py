@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from safekafka.errors import SpoolFullError
 from safekafka.record import Fields
 from safekafka.spool.codec import encode
 from safekafka.spool.drain import LaneDrain
-from safekafka.spool.journal import FILE, Journal, Loss
+from safekafka.spool.journal import FILE, RESERVE, Journal, Loss
 from safekafka.spool.spooled import SpooledReceipt
 
 
@@ -113,3 +115,42 @@ def test_P1_what_a_mended_file_lacks_and_memory_has_is_written_anew(drain: LaneD
     assert journal.losses == [Loss("it is damaged; 4 were still in memory, and are kept", 0, None)]
     journal.close()
     assert Journal(tmp_path, "process").losses == []
+
+
+def test_P1_a_disk_that_spoils_a_record_again_and_again_holds_up_no_others(drain: LaneDrain, tmp_path: Path) -> None:
+    sent = accept(drain, [fields(n) for n in range(5)])
+    for _ in range(3):
+        assert drain.take(10, 10_000, 0, lambda record: record[0]) == []  # all wait, on the disk
+        with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as file, file:
+            file.execute("UPDATE record SET crc = crc + 1 WHERE seq = 2")
+        drain.start_again(["orders"])
+    taken = drain.take(10, 10_000, 0, None)
+    assert [id(receipt) for receipt in taken] == [id(receipt) for receipt in (sent[0], *sent[2:])]
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as file:
+        assert file.execute("SELECT seq FROM damaged").fetchall() == [(2,)]
+
+
+def test_P5_what_memory_has_finds_room_in_a_mended_file_on_a_full_disk(
+    drain: LaneDrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(drain, [fields(n) for n in range(3)])
+    journal = drain.journal
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as file, file:
+        file.execute("DELETE FROM record")
+        file.execute("UPDATE state SET gone = 3")
+    assert (tmp_path / RESERVE).stat().st_size > 0
+    put_in = journal._put_in
+
+    def full(rows: Mapping[int, bytes]) -> int:
+        if (tmp_path / RESERVE).stat().st_size:
+            raise sqlite3.OperationalError("database or disk is full")
+        return put_in(rows)
+
+    monkeypatch.setattr(journal, "_put_in", full)
+    drain.mended = True
+    with pytest.raises(SpoolFullError):
+        drain.put_back()
+    assert drain.mended
+    drain.put_back()
+    assert not drain.mended
+    assert journal.count == 3

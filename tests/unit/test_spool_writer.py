@@ -408,6 +408,50 @@ def test_a_thread_that_can_not_be_started_is_told_and_the_next_task_starts_one(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_for_tasks_that_dies_leaves_no_other_waiting(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = spool.journal.append
+    other = threading.Thread(target=spool.append, args=("other",), daemon=True)
+
+    def no_memory(rows: Sequence[bytes]) -> int:
+        monkeypatch.setattr(spool.journal, "append", append)
+        other.start()
+        wait_until(lambda: len(spool.writer._line) > 0, 10, "in the line")
+        raise MemoryError
+
+    monkeypatch.setattr(spool.journal, "append", no_memory)
+    (told,) = later(spool, "a")
+    assert isinstance(told, SafeKafkaError)
+    other.join(10)
+    assert not other.is_alive()
+    assert spool.on_disk() == spool.announced == {1: "other"}
+
+
+def test_a_task_whose_record_was_accepted_while_the_end_began_is_told_so(tmp_path: Path) -> None:
+    journal, accepted = Journal(tmp_path, "process"), threading.Event()
+
+    def refusal() -> SafeKafkaError | None:
+        if threading.current_thread() is threading.main_thread():
+            assert accepted.wait(10)
+            return ClosedError("closed")
+        return None
+
+    writer: Writer[str] = Writer(journal, lambda *_: accepted.set(), lambda deadline: None, refusal)
+    ring, loop_asks = writer._bell.set, threading.Thread(target=writer._run, daemon=True)
+    writer._thread = loop_asks
+    loop_asks.start()
+    later_line = writer._later
+
+    class Line(deque[Any]):
+        def append(self, entry: Any) -> None:
+            super().append(entry)
+            ring()
+
+    writer._later = Line(later_line)
+    asyncio.run(asyncio.wait_for(writer.append_later(["a"], [b"a"], time.monotonic() + 10), 10))
+    assert accepted.is_set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_dies_is_told_to_all_tasks_and_the_next_one_starts_another(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

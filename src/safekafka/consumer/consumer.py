@@ -173,6 +173,7 @@ class SafeConsumer:
         self._pool: Pool | None = None
         self._turn = threading.RLock()  # of own loops; a signal handler may call close() in the middle of poll()
         self._closes = False  # or in the middle of close()
+        self._close_due = False  # asked for inside poll()
         self._closed = threading.Event()
         self._failure: BaseException | None = None
 
@@ -293,7 +294,7 @@ class SafeConsumer:
         except BaseException as error:  # noqa: BLE001 - raised by who called run()
             self._failure = error
         finally:
-            self._shut_down()
+            self._shut_down(time.monotonic())
         if pool.failure is not None:
             self._failure = pool.failure
         elif self._failure is None and not session.stop_requested.is_set():
@@ -368,9 +369,13 @@ class SafeConsumer:
                 raise ClosedError("the consumer is closed. Remedy: make a new one.")
             self._runner = threading.current_thread()
             try:
-                return own_loop.consume(num_messages, timeout)
+                messages = own_loop.consume(num_messages, timeout)
             except KafkaException as error:
                 raise _cannot_go_on(error) from error
+            finally:
+                if self._close_due and not self._closes and not self._closed.is_set():
+                    self._shut_down_once(time.monotonic())
+            return [] if self._closed.is_set() else messages  # which come again
 
     def _begin_own_loop(self) -> OwnLoop:
         if self._deserializers != (None, None):
@@ -477,8 +482,9 @@ class SafeConsumer:
         self._session.stop_requested.set()
 
     def close(self) -> None:
-        """Stop, and wait for `run()` on another thread to end. Idempotent. In a handler, and on the event loop of
-        `arun()`, it doesn't wait: handlers could not finish before it.
+        """Stop, and wait for `run()` on another thread to end. Idempotent. In a handler, in a callback, and on the
+        event loop of `arun()`, it doesn't wait: these could not finish before it. Inside `poll()`, in a callback or a
+        signal handler, it is done when `poll()` returns.
 
         While another thread polls, it waits for that one to come back, and for what is out to be done, as long as for a
         handler (`drain_timeout`); `poll()` raises `ClosedError` there afterwards.
@@ -493,7 +499,7 @@ class SafeConsumer:
         elif self._started:
             workers = [] if self._pool is None else self._pool.threads
             # These would wait for themselves.
-            if threading.current_thread() not in (*workers, self._runner, self._loops_thread):
+            if threading.current_thread() not in (*workers, self._runner, self._loops_thread, self._session.helper):
                 self._closed.wait(self._shutdown_timeout + CLOSE_SECONDS)
         elif not self._closed.is_set():
             self._closed.set()
@@ -503,6 +509,11 @@ class SafeConsumer:
 
     def _close_own_loop(self, own_loop: OwnLoop) -> None:
         """The client lets one thread in at a time, and what another one has in hand may still be done."""
+        if self._turn._is_owned():  # type: ignore[attr-defined]
+            self._close_due = True  # inside poll(), or inside this
+            return
+        if threading.current_thread() is self._session.helper:  # in a callback of the last commit
+            return
         began, runner = time.monotonic(), self._runner
         patience = began if runner is threading.current_thread() else began + self._finishing
         until = began + self._shutdown_timeout + CLOSE_SECONDS
@@ -512,23 +523,22 @@ class SafeConsumer:
                     return
                 waits = runner is not None and runner.is_alive() and own_loop.is_out
                 if not waits or time.monotonic() >= patience:
-                    self._shut_down_once()
+                    self._shut_down_once(began)
                     return
             finally:
                 self._turn.release()
             self._closed.wait(_LOOK_SECONDS)
         emit(Event.CLOSE_TIMED_OUT, shutdown_timeout=self._shutdown_timeout)  # the other thread hangs in a callback
 
-    def _shut_down_once(self) -> None:
+    def _shut_down_once(self, began: float) -> None:
         self._closes = True
         try:
-            self._shut_down()
+            self._shut_down(began)
         finally:  # a signal handler may have raised: the next close() does the rest
             self._closes = False
 
-    def _shut_down(self) -> None:
-        began = time.monotonic()
-        end = self._session.shut_down()
+    def _shut_down(self, began: float) -> None:
+        end = self._session.shut_down(began)
         if self._dead_letters is not None:
             try:
                 self._dead_letters.close(max(1.0, end - time.monotonic()))

@@ -164,7 +164,7 @@ class Session:
         self._end = math.inf  # monotonic; set when the end begins
         self._rebalances = 0  # callbacks
         self._closing = False  # leaving the group, and inside the client's close()
-        self._helper: threading.Thread | None = None
+        self.helper: threading.Thread | None = None
 
     def subscribe(self, topics: list[str]) -> None:
         self._subscribed = topics
@@ -710,17 +710,17 @@ class Session:
     def _bounded(self, work: Callable[[], None], until: float) -> bool:
         """Run `work` on a helper thread, behind an earlier one that still hangs; False if it has not ended at
         `until`."""
-        before = self._helper
+        before = self.helper
 
         def in_turn() -> None:
             if before is not None:
                 before.join()
             work()
 
-        self._helper = threading.Thread(target=in_turn, name="safekafka-commit", daemon=True)
-        self._helper.start()
-        self._helper.join(max(0.0, until - time.monotonic()))
-        return not self._helper.is_alive()
+        self.helper = threading.Thread(target=in_turn, name="safekafka-commit", daemon=True)
+        self.helper.start()
+        self.helper.join(max(0.0, until - time.monotonic()))
+        return not self.helper.is_alive()
 
     # ---- what an earlier owner had finished
 
@@ -877,10 +877,9 @@ class Session:
 
     # ---- the end
 
-    def shut_down(self) -> float:
-        """Drain, commit, leave the group; within `shutdown_timeout`. Returns until when what remains may take
-        (monotonic)."""
-        began = time.monotonic()
+    def shut_down(self, began: float) -> float:
+        """Drain, commit, leave the group; within `shutdown_timeout` since it `began`. Returns until when what remains
+        may take. Both monotonic."""
         end = self._end = began + self._limits.shutdown_timeout
         self._note_missed_polls()
         leaving = self._limits.leaving

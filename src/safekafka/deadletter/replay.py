@@ -153,8 +153,9 @@ def replay(
     named. `rate`: records a second at most. `group` keeps the progress. `show(seen, of)` is called as it goes on.
 
     It ends at the first record that can't be delivered, so that no more of its key overtake it than were under way
-    with it (500; with a `rate`, as many as go in 0.2 seconds). Raises `SafeKafkaError` where the dead letter topic
-    can't be read, or the progress not kept; `ValueError`.
+    with it (500; with a `rate`, as many as go in 0.2 seconds); but letters of a topic that refuses all records stay
+    open, and those of others go on. Raises `SafeKafkaError` where the dead letter topic can't be read, or the progress
+    not kept; `ValueError`.
     """
     if to is not None:
         problem = topic_problem(to) or (f"to={to!r} is the dead letter topic itself" if to == topic else None)

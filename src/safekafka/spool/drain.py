@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from safekafka.errors import DeliveryError
@@ -32,7 +32,7 @@ Group: TypeAlias = "str | tuple[str, int | None]"
 
 _READ_BYTES = 4 << 20
 _READ_RECORDS = 1_000
-_DELETE_RECORDS, _DELETE_BYTES = 5_000, 1 << 20  # in one transaction
+_CHANGE_RECORDS, _CHANGE_BYTES = 5_000, 1 << 20  # in one transaction
 _FRESH_BYTES = 16 << 20
 _FRESH_RECORDS = 20_000
 
@@ -98,6 +98,8 @@ class LaneDrain:
         self.rejecting: dict[int, tuple[SpooledReceipt, DeliveryError, str]] = {}
         self.skipped: dict[Group, int] = {}  # where to start again for each
         self.mended = False  # the file may lack what memory has
+        self._put_back = 0  # of that
+        self._rewritten: set[int] = set()
         self.settled = 0  # `settled_below`, for those who wait
         self.receipts = _Receipts()
 
@@ -215,8 +217,10 @@ class LaneDrain:
             stored, damaged = self.journal.read(first, last, limit, _READ_BYTES)
             if not damaged:
                 return stored
-            whole = {seq: encode(receipt.fields()) for seq in damaged if (receipt := self._in_memory(seq)) is not None}
+            known = {seq: receipt for seq in damaged if (receipt := self._in_memory(seq)) is not None}
+            whole = {seq: encode(receipt.fields()) for seq, receipt in known.items() if seq not in self._rewritten}
             self.journal.set_aside(damaged, whole)
+            self._rewritten.update(whole)  # once: the disk may spoil whatever it is given
             emit(
                 Event.RECORD_DAMAGED,
                 lane=str(self.lane.folder),
@@ -235,18 +239,20 @@ class LaneDrain:
         """Into the mended file, what it lacks of what memory has."""
         refused = [receipt for receipt, _, _ in self.rejecting.values()]
         some = *self.open.values(), *refused, *self.rows, *list(self.fresh), *self.receipts.all()
-        whole = {receipt._seq: encode(receipt.fields()) for receipt in some if not receipt.done()}
-        lacked = self.journal.put_back(whole)
-        if lacked and self.journal.losses and (lost := self.journal.losses[-1]).records is not None:
-            what = f"{lost.what}; {lacked} were still in memory, and are kept"
-            self.journal.losses[-1] = lost._replace(what=what, records=max(0, lost.records - lacked))
-        self.mended = False
+        whole = {receipt._seq: receipt for receipt in some if not receipt.done()}
+        for seqs, _ in _portions({seq: receipt._size for seq, receipt in whole.items()}):
+            self._put_back += self.journal.put_back({seq: encode(whole[seq].fields()) for seq in seqs})
+        losses, count = self.journal.losses, self._put_back
+        if count and losses and losses[-1].records is not None:
+            what = f"{losses[-1].what}; {count} were still in memory, and are kept"
+            losses[-1] = losses[-1]._replace(what=what, records=max(0, losses[-1].records - count))
+        self.mended, self._put_back = False, 0
 
     def acknowledge(self) -> None:
         """Delete what Kafka has, move aside what it refused."""
         if self.done:
             passing("after_deliver_before_ack")
-            for seqs, size in self._portions():
+            for seqs, size in _portions(self.done):
                 self.journal.delete(seqs, size)
                 for seq in seqs:
                     del self.done[seq]
@@ -256,15 +262,17 @@ class LaneDrain:
             self.rejecting.clear()
             self.sender.delivery.tell_rejected(rejected)
 
-    def _portions(self) -> Iterator[tuple[list[int], int]]:
-        """Of what is done: each takes little of the write-ahead log, which a full disk may not have."""
-        seqs: list[int] = []
-        size = 0
-        for seq in sorted(self.done):
-            seqs.append(seq)
-            size += self.done[seq]
-            if size >= _DELETE_BYTES or len(seqs) >= _DELETE_RECORDS:
-                yield seqs, size
-                seqs, size = [], 0
-        if seqs:
+
+def _portions(sizes: Mapping[int, int]) -> Iterator[tuple[list[int], int]]:
+    """Of numbers, with the sum of their sizes: each takes little of the write-ahead log, which a full disk may not
+    have."""
+    seqs: list[int] = []
+    size = 0
+    for seq in sorted(sizes):
+        seqs.append(seq)
+        size += sizes[seq]
+        if size >= _CHANGE_BYTES or len(seqs) >= _CHANGE_RECORDS:
             yield seqs, size
+            seqs, size = [], 0
+    if seqs:
+        yield seqs, size

@@ -124,6 +124,7 @@ class Journal:
         self.last_seq = self.count = self.bytes = 0
         self._relaxed = self._sync_failed = False
         self._shrinking = False
+        self._missing = False  # the file, when it was looked for first
         self._file: tuple[int, int] | None = None  # the one that is open, as `_identity` tells; None: not known
         self._writer: Any = _Closed()
         self._reader: Any = _Closed()
@@ -137,8 +138,8 @@ class Journal:
                 if not (_is_full(error) and self._give_up_reserve()):
                     raise
                 self._close_connections()
-                self.losses.clear()
                 self._open_and_look()
+                self.losses = list({loss.what: loss for loss in self.losses}.values())
         except BaseException as error:
             self._close_connections()
             with contextlib.suppress(OSError):
@@ -235,7 +236,7 @@ class Journal:
                 raise sqlite3.DatabaseError("malformed")  # to delete a row could free pages that are others'
             for first, last in runs_of(sorted(seqs)):
                 self._writer.execute(
-                    "INSERT INTO damaged SELECT seq, fields, crc, ? FROM record WHERE seq BETWEEN ? AND ?",
+                    "INSERT OR IGNORE INTO damaged SELECT seq, fields, crc, ? FROM record WHERE seq BETWEEN ? AND ?",
                     (int(time.time() * 1000), first, last),
                 )
                 moved = self._writer.execute("DELETE FROM record WHERE seq BETWEEN ? AND ?", (first, last)).rowcount
@@ -246,7 +247,7 @@ class Journal:
 
     def put_back(self, rows: Mapping[int, bytes]) -> int:
         """Records by their numbers, of which a mended file may lack some. Returns how many it did."""
-        with self._lock, self._transaction():
+        with self._lock, self._making_room():
             lacked = self._put_in(rows)
             self._keep_state(-lacked)
             self.count, self.bytes = self._totals()
@@ -430,7 +431,7 @@ class Journal:
             kept = max(self._folder.glob("damaged-*.sqlite3"), default=None)
             self.losses.append(Loss(f"{FILE} was damaged; who mended it died before it could tell", None, kept))
         high, left, closed = self._read_high()
-        missing = not self.path.exists()
+        self._missing = self._missing or not self.path.exists()
         before = self._copy_of_log() if high and not closed else None
         try:
             self._open()
@@ -439,7 +440,7 @@ class Journal:
                 raise
             self.last_seq = high
             self.mend()
-        if missing and high:
+        if self._missing and high:
             evidence = None if before is None else before.replace(self._folder / f"damaged-{_now()}.wal")
             if left or not closed:
                 what = f"the file {FILE} is missing; it had records up to {high}"

@@ -95,8 +95,8 @@ class Sender:
         moved = 0
         try:
             try:
-                self._mended()
                 self.acknowledge(now)
+                self._mended()  # before anything goes on, or it would be overtaken
                 if self.delivery.accepts_feeding:
                     self._look_for_stuck(now)
                     self._start_again()  # after the look: what it freed is first in line, before anything behind it

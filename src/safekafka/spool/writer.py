@@ -120,16 +120,23 @@ class Writer(Generic[R]):
                     thread = threading.Thread(target=self._run, name="safekafka-spool-writer", daemon=True)
                     thread.start()
                     self._thread = thread
-            if (refusal := self._refusal()) is not None:  # `end` may have been through already
-                raise refusal
+            if self._refusal() is not None and self._is_withdrawn(entry):  # `end` may have been through already
+                self._tell([entry], self._refusal())
             self._bell.set()
             await done
         except BaseException:
-            with contextlib.suppress(ValueError):  # it is being written, or told already
-                self._later.remove(entry)
+            self._is_withdrawn(entry)
             raise
         if entry.error is not None:
             raise entry.error
+
+    def _is_withdrawn(self, entry: _Entry[R]) -> bool:
+        """False where it is being written, or told already."""
+        try:
+            self._later.remove(entry)
+        except ValueError:
+            return False
+        return True
 
     def interrupted(self) -> bool:
         """Whether this thread is inside `append()` already: a signal handler runs on top of it."""
@@ -191,13 +198,13 @@ class Writer(Generic[R]):
         self._later.extendleft(reversed([*patient, *self._taken_of_tasks()]))
         for entry in patient:
             if entry.awaiting is not None and entry.awaiting[1].cancelled():  # meanwhile: not found in `_later` then
-                with contextlib.suppress(ValueError):
-                    self._later.remove(entry)
-        return [entry for entry in entries if entry not in patient]
+                self._is_withdrawn(entry)
+        patiently = set(patient)
+        return [entry for entry in entries if entry not in patiently]
 
     def _taken_of_tasks(self) -> list[_Entry[R]]:
         """Out of the line, where they are only while the thread for tasks has the lock."""
-        taken = [entry for entry in self._line if entry.awaiting is not None]
+        taken = [entry for entry in list(self._line) if entry.awaiting is not None]
         for entry in taken:
             self._line.remove(entry)
         return taken
@@ -250,6 +257,7 @@ class Writer(Generic[R]):
                 self._look_at_broken_off()
                 left = [*self._taken_of_tasks(), *_taken_from(self._later)]
                 self._tell(left, SafeKafkaError(f"the thread that writes to the spool for tasks has died: {error!r}"))
+            self._wake_first()
             raise
 
     def _take_in(self, later: deque[_Entry[R]]) -> None:
