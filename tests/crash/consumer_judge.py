@@ -162,9 +162,9 @@ class _Repeats:
             return
         self.by_end[before.how] += 1
         self.by_tenure[before] += 1
-        if self._committed(later.partition, after.begun) > later.offset:
-            self.unexplained.append(f"{later}: committed before its partition was assigned at {after.begun}")
-        elif self._maps and before.how in ("revoked", "closed") and not self._troubled(before):
+        if self._committed(later.partition, after.asked) > later.offset:
+            self.unexplained.append(f"{later}: committed before its new owner asked for that at {after.asked}")
+        elif self._maps and before.how in ("revoked", "closed") and not self._troubled(before, after.asked):
             self.unexplained.append(f"{later}: its partition had been {before.how} in order, at {before.ended}")
 
     def _committed(self, partition: int, at: int) -> int:
@@ -173,9 +173,11 @@ class _Repeats:
         place = bisect_left(times, at)
         return offsets[place - 1] if place else -1
 
-    def _troubled(self, tenure: Tenure) -> bool:
+    def _troubled(self, tenure: Tenure, asked: int) -> bool:
         """Whether its member told, when the partition left or later, that a commit or a drain had failed, or could not
-        tell any more."""
+        tell any more; or had the answer to its last commit when the next owner had `asked`."""
+        if any(one.at > asked and self._ledger.tenure_at(one) is tenure for one in self._ledger.commits):
+            return True
         ended = tenure.ended or 0
         killed = self._ledger.killed.get(tenure.member)
         told = any(member == tenure.member and at > ended - _BEFORE for member, at in self._ledger.trouble)
@@ -184,9 +186,8 @@ class _Repeats:
     def uncommitted(self) -> Counter[str]:
         last: dict[Tenure, int] = {}
         for commit in self._ledger.commits:
-            # The answer to the last commit of an assignment may come when the partition has left.
-            begun = [one for one in self._ledger.tenures[commit.member, commit.partition] if one.begun <= commit.at]
-            for tenure in begun[-1:]:
+            tenure = self._ledger.tenure_at(commit)
+            if tenure is not None:
                 last[tenure] = max(commit.offset, last.get(tenure, -1))
         found: Counter[str] = Counter()
         for handling in self._ledger.handlings:

@@ -41,6 +41,8 @@ class Tenure:
     member: str
     partition: int
     begun: int
+    asked: int
+    """No later than it asked for the committed offset."""
     ended: int | None = None
     how: End = "kept"
 
@@ -59,6 +61,7 @@ class Ledger:
     trouble: list[tuple[str, int]] = field(default_factory=list)
     """Of which member, and when."""
     killed: dict[str, int] = field(default_factory=dict)
+    _asked: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def tenure_of(self, handling: Handling) -> Tenure | None:
         """The assignment in which it began."""
@@ -67,10 +70,18 @@ class Ledger:
                 return tenure if tenure.ended is None or handling.start <= tenure.ended else None
         return None
 
+    def tenure_at(self, commit: Commit) -> Tenure | None:
+        """The assignment that it is of: the answer to its last commit may come when the partition has left."""
+        begun = [one for one in self.tenures[commit.member, commit.partition] if one.begun <= commit.at]
+        return begun[-1] if begun else None
+
     def _tell(self, member: str, event: str, partitions: Iterable[int], at: int) -> None:
-        if event == "partitions_assigned":
+        if event == "assigning":
+            self._asked.update(dict.fromkeys(((member, partition) for partition in partitions), at))
+        elif event == "partitions_assigned":
             for partition in partitions:
-                self.tenures[member, partition].append(Tenure(member, partition, at))
+                asked = self._asked.pop((member, partition), at)
+                self.tenures[member, partition].append(Tenure(member, partition, at, asked))
         elif event in _ENDS:
             self._end(member, partitions, at, _ENDS[event])
         elif event in ("killed", "closed"):

@@ -20,6 +20,7 @@ from typing import Any
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from safekafka import SafeConsumer
+from safekafka.consumer.session import Session
 
 
 class Ledger(logging.Handler):
@@ -59,6 +60,14 @@ def main(what: dict[str, Any]) -> None:
 
     config = {**what["config"], "bootstrap.servers": what["servers"], "group.id": what["group"]}
     config["client.id"] = what["member"]
+    on_assign = Session._on_assign
+
+    def asking(session: Session, client: Any, partitions: list[TopicPartition]) -> None:
+        numbers = ",".join(str(one.partition) for one in partitions)
+        ledger.write("told", "assigning", numbers or "-", time.monotonic_ns())
+        on_assign(session, client, partitions)
+
+    Session._on_assign = asking  # type: ignore[method-assign]
     consumer = SafeConsumer({**config, "on_commit": ledger.on_commit}, [what["topic"]], **what["options"])
     ledger.write("told", "started", "-", time.monotonic_ns())
     consumer.run(handle)

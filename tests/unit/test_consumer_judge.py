@@ -80,3 +80,20 @@ def test_a_member_that_stood_still_while_it_was_given_partitions_may_repeat_unti
     lost(S // 2).check()
     assert lost(S // 2).repeated == {"late": 1}
     assert lost(2 * S).problems["repeated without a reason"]
+
+
+def test_a_commit_whose_answer_came_when_the_next_owner_had_asked_explains_what_is_repeated() -> None:
+    """A coordinator was killed in between, say."""
+
+    def answered(at: int) -> Judgement:
+        return judged(
+            *GOOD[:4],
+            "told a partitions_revoked 0 50",
+            "told b assigning 0 60",
+            f"committed a 0 3 {at}",
+            assigned("b", 70),
+            handled("b", 2, 80),
+        )
+
+    answered(65).check()
+    assert answered(55).problems["repeated without a reason"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dis
+import queue
 import sqlite3
 import sys
 import threading
@@ -407,8 +408,17 @@ def test_a_thread_that_can_not_be_started_is_told_and_the_next_task_starts_one(
     spool.writer.end(spool.journal.close)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_for_tasks_that_dies_leaves_no_other_waiting(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def dead(monkeypatch: pytest.MonkeyPatch) -> queue.SimpleQueue[type[BaseException] | None]:
+    """What threads die of, when they do."""
+    told: queue.SimpleQueue[type[BaseException] | None] = queue.SimpleQueue()
+    monkeypatch.setattr(threading, "excepthook", lambda about: told.put(about.exc_type))
+    return told
+
+
+def test_a_thread_for_tasks_that_dies_leaves_no_other_waiting(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, dead: queue.SimpleQueue[type[BaseException] | None]
+) -> None:
     append = spool.journal.append
     other = threading.Thread(target=spool.append, args=("other",), daemon=True)
 
@@ -423,6 +433,7 @@ def test_a_thread_for_tasks_that_dies_leaves_no_other_waiting(spool: Spool, monk
     assert isinstance(told, SafeKafkaError)
     other.join(10)
     assert not other.is_alive()
+    assert dead.get(timeout=10) is MemoryError
     assert spool.on_disk() == spool.announced == {1: "other"}
 
 
@@ -451,9 +462,8 @@ def test_a_task_whose_record_was_accepted_while_the_end_began_is_told_so(tmp_pat
     assert accepted.is_set()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_dies_is_told_to_all_tasks_and_the_next_one_starts_another(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, dead: queue.SimpleQueue[type[BaseException] | None]
 ) -> None:
     def no_memory(rows: Sequence[bytes]) -> int:
         raise MemoryError
@@ -462,6 +472,7 @@ def test_a_thread_that_dies_is_told_to_all_tasks_and_the_next_one_starts_another
         patch.setattr(spool.journal, "append", no_memory)
         told = later(spool, "a", "b")
     assert [type(error) for error in told] == [SafeKafkaError] * 2
+    assert dead.get(timeout=10) is MemoryError
     assert later(spool, "c") == [None]
     assert spool.on_disk() == spool.announced == {1: "c"}
     spool.refusal = ClosedError("closed")
