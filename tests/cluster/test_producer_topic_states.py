@@ -98,7 +98,11 @@ def test_B_P23_what_is_delivered_after_a_topic_was_created_again_is_in_the_new_o
     print(
         f"\ncreated again after {absent} s: {found}; blocked {blocked}, unblocked {unblocked}; {stats}; other: {other}"
     )
-    assert found.statuses == {"delivered": len(receipts)}
+    # What was on its way as the topic went: whether it was written there still, nobody can tell any more.
+    unknown = {number for number, receipt in enumerate(receipts) if receipt.status == "unknown"}
+    assert found.statuses.keys() <= {"delivered", "unknown"}
+    assert len(unknown) <= RATE / 5
+    assert {number for number in unknown if told[number] > gone[0]} == unknown & found.in_log == set()
     afterwards = {number for number, at in told.items() if at > made[0]}
     assert len(afterwards) >= 2 * RATE * 0.9
     assert afterwards - found.in_log == set()

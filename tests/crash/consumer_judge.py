@@ -141,11 +141,11 @@ class _Repeats:
         self.by_end: Counter[str] = Counter()
         self.by_tenure: Counter[Tenure] = Counter()
         self.unexplained: list[str] = []
-        self._commits: dict[int, tuple[list[int], list[int]]] = {}  # times, and the highest offset committed by then
+        self._commits: dict[int, tuple[list[int], list[int]]] = {}  # times, and what was committed then
         told = sorted(ledger.commits, key=lambda one: one.at)
         for partition in {one.partition for one in told}:
             mine = [one for one in told if one.partition == partition]
-            self._commits[partition] = [one.at for one in mine], list(accumulate((one.offset for one in mine), max))
+            self._commits[partition] = [one.at for one in mine], [one.offset for one in mine]
         for handlings in by_record.values():
             for earlier, later in pairwise(handlings):
                 self._look_at(earlier, later)
@@ -168,15 +168,20 @@ class _Repeats:
             self.unexplained.append(f"{later}: its partition had been {before.how} in order, at {before.ended}")
 
     def _committed(self, partition: int, at: int) -> int:
-        """The highest offset that was known to be committed then."""
+        """What was known to be committed then. It may have gone back: a commit whose coordinator was killed is repeated
+        by the client, behind the one that was made at the revocation meanwhile."""
         times, offsets = self._commits.get(partition, ([], []))
         place = bisect_left(times, at)
         return offsets[place - 1] if place else -1
 
     def _troubled(self, tenure: Tenure, asked: int) -> bool:
         """Whether its member told, when the partition left or later, that a commit or a drain had failed, or could not
-        tell any more; or had the answer to its last commit when the next owner had `asked`."""
-        if any(one.at > asked and self._ledger.tenure_at(one) is tenure for one in self._ledger.commits):
+        tell any more; or had the answer to its last commit when the next owner had `asked`, or to an earlier one behind
+        that."""
+        mine = sorted(
+            [one for one in self._ledger.commits if self._ledger.tenure_at(one) is tenure], key=lambda c: c.at
+        )
+        if any(one.at > asked for one in mine) or any(two.offset < one.offset for one, two in pairwise(mine)):
             return True
         ended = tenure.ended or 0
         killed = self._ledger.killed.get(tenure.member)
