@@ -11,23 +11,14 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from safekafka import SafeConsumer
 from safekafka.testing import KafkaCluster
+from tests.cluster.protocols import PROTOCOLS
 from tests.crash.consumer_faults import coordinator_partition
 from tests.processes import wait_until
-
-EACH_PROTOCOL = pytest.mark.parametrize(
-    "protocol",
-    [
-        {"partition.assignment.strategy": "range"},
-        {"partition.assignment.strategy": "cooperative-sticky"},
-        {"group.protocol": "consumer"},
-    ],
-    ids=["range", "cooperative-sticky", "kip-848"],
-)
 
 
 @pytest.mark.kills_brokers
 @pytest.mark.timeout(180)
-@EACH_PROTOCOL
+@PROTOCOLS
 def test_B_C25_a_coordinator_that_stands_still_holds_up_neither_the_end_nor_the_handlers(
     kafka_cluster: KafkaCluster, topic: str, protocol: dict[str, Any]
 ) -> None:
@@ -79,7 +70,7 @@ def test_B_C25_a_coordinator_that_stands_still_holds_up_neither_the_end_nor_the_
 
 @pytest.mark.kills_brokers
 @pytest.mark.timeout(180)
-@EACH_PROTOCOL
+@PROTOCOLS
 def test_B_C25_a_coordinator_that_stands_still_while_partitions_are_taken_away_costs_no_message(
     kafka_cluster: KafkaCluster, topic: str, protocol: dict[str, Any]
 ) -> None:

@@ -14,18 +14,10 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from safekafka import RecordsExpired, SafeConsumer
 from safekafka.testing import KafkaCluster
+from tests.cluster.protocols import PROTOCOLS
 from tests.processes import wait_until
 
 PARTITIONS = 3
-PROTOCOLS = pytest.mark.parametrize(
-    "protocol",
-    [
-        {"partition.assignment.strategy": "range"},
-        {"partition.assignment.strategy": "cooperative-sticky"},
-        {"group.protocol": "consumer"},
-    ],
-    ids=["range", "cooperative-sticky", "kip-848"],
-)
 
 
 class Group:

@@ -13,6 +13,7 @@ from confluent_kafka import Message, Producer, TopicPartition
 
 from safekafka import SafeConsumer
 from safekafka.testing import KafkaCluster
+from tests.cluster.protocols import PROTOCOLS
 from tests.processes import wait_until
 
 
@@ -50,15 +51,7 @@ class Member:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    "protocol",
-    [
-        {"partition.assignment.strategy": "range"},
-        {"partition.assignment.strategy": "cooperative-sticky"},
-        {"group.protocol": "consumer"},
-    ],
-    ids=["range", "cooperative-sticky", "kip-848"],
-)
+@PROTOCOLS
 def test_C3_a_static_member_that_is_restarted_has_its_partitions_again_and_the_others_notice_nothing(
     kafka_cluster: KafkaCluster, topic: str, protocol: dict[str, Any]
 ) -> None:

@@ -12,17 +12,8 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from safekafka import SafeConsumer
 from safekafka.testing import KafkaCluster
+from tests.cluster.protocols import PROTOCOLS
 from tests.processes import wait_until
-
-PROTOCOLS = pytest.mark.parametrize(
-    "protocol",
-    [
-        {"partition.assignment.strategy": "range"},
-        {"partition.assignment.strategy": "cooperative-sticky"},
-        {"group.protocol": "consumer"},
-    ],
-    ids=["range", "cooperative-sticky", "kip-848"],
-)
 
 
 @PROTOCOLS

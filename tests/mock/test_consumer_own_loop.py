@@ -600,6 +600,15 @@ class Loop(threading.Thread):
             self.failure = failure
 
 
+def with_a_message_in_hand(consumer: SafeConsumer) -> tuple[Loop, threading.Event]:
+    """A loop that handles one until it may go on."""
+    has_it, go_on = threading.Event(), threading.Event()
+    loop = Loop(consumer, lambda _: (has_it.set(), go_on.wait(60)))
+    loop.start()
+    assert has_it.wait(30)
+    return loop, go_on
+
+
 def test_C6_close_beside_a_loop_that_polls_closes_once_with_what_is_done_committed(cluster: MockCluster) -> None:
     handled = 0
     for _ in range(3):
@@ -624,10 +633,7 @@ def test_C6_close_beside_a_loop_that_polls_closes_once_with_what_is_done_committ
 def test_C6_close_beside_a_loop_waits_for_the_message_that_it_has_in_hand(cluster: MockCluster) -> None:
     fill(cluster, 1, partition=0)
     consumer = consumer_of(cluster)
-    has_it, go_on = threading.Event(), threading.Event()
-    loop = Loop(consumer, lambda _: (has_it.set(), go_on.wait(30)))
-    loop.start()
-    assert has_it.wait(30)
+    loop, go_on = with_a_message_in_hand(consumer)
     threading.Timer(1.0, go_on.set).start()
     consumer.close()
     loop.join(30)
@@ -639,10 +645,7 @@ def test_C6_close_beside_a_loop_waits_for_the_message_that_it_has_in_hand(cluste
 def test_C6_close_beside_a_loop_that_does_not_come_back_waits_as_long_as_for_a_handler(cluster: MockCluster) -> None:
     fill(cluster, 1, partition=0)
     consumer = consumer_of(cluster, drain_timeout=1.0)
-    has_it, go_on = threading.Event(), threading.Event()
-    loop = Loop(consumer, lambda _: (has_it.set(), go_on.wait(60)))
-    loop.start()
-    assert has_it.wait(30)
+    loop, go_on = with_a_message_in_hand(consumer)
     began = time.monotonic()
     consumer.close()
     assert 1.0 <= time.monotonic() - began < 1 + 10
@@ -690,10 +693,7 @@ def test_C6_what_a_close_waits_for_a_loop_counts_in_its_time(
 ) -> None:
     fill(cluster, 1, partition=0)
     consumer = consumer_of(cluster, drain_timeout=1.0)
-    has_it, go_on = threading.Event(), threading.Event()
-    loop = Loop(consumer, lambda _: (has_it.set(), go_on.wait(60)))
-    loop.start()
-    assert has_it.wait(30)
+    loop, go_on = with_a_message_in_hand(consumer)
     shut_down = consumer._session.shut_down
     begun: list[float] = []
 

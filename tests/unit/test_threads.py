@@ -112,6 +112,19 @@ class FakeDeadLetters:
     async def awrite(self, message: Any, error: BaseException, attempts: int) -> None: ...
 
 
+def with_a_circuit(kind: Any, handler: Any, batch: Any) -> Any:
+    """A pool that gives up on the first failure, and whose circuit opens at the second."""
+    return kind(
+        handler,
+        order="partition",
+        concurrency=3,
+        retry=Retry(attempts=1),
+        dead_letters=FakeDeadLetters(),
+        letters=DeadLetter("orders.dlq", max_consecutive=1),
+        batch=batch,
+    )
+
+
 @pytest.mark.parametrize("kind", [ThreadPool, TaskPool])
 @pytest.mark.parametrize("batch", [None, (1, 0.01)])
 def test_an_open_circuit_with_nothing_to_try_costs_no_cpu_and_tries_what_comes(kind: Any, batch: Any) -> None:
@@ -124,15 +137,7 @@ def test_an_open_circuit_with_nothing_to_try_costs_no_cpu_and_tries_what_comes(k
     async def fail_async(given: Any) -> None:
         fail(given)
 
-    pool = kind(
-        fail if kind is ThreadPool else fail_async,
-        order="partition",
-        concurrency=3,
-        retry=Retry(attempts=1),
-        dead_letters=FakeDeadLetters(),
-        letters=DeadLetter("orders.dlq", max_consecutive=1),
-        batch=batch,
-    )
+    pool = with_a_circuit(kind, fail if kind is ThreadPool else fail_async, batch)
     pool.start()
     try:
         lanes = [PartitionLanes(PartitionProgress("orders", partition)) for partition in range(3)]
@@ -362,15 +367,7 @@ class NoWorkers(Pool):
 
 def held(kind: Any, handler: Any, batch: Any = None) -> Any:
     """A pool whose circuit has just opened."""
-    pool = kind(
-        handler,
-        order="partition",
-        concurrency=3,
-        retry=Retry(attempts=1),
-        dead_letters=FakeDeadLetters(),
-        letters=DeadLetter("orders.dlq", max_consecutive=1),
-        batch=batch,
-    )
+    pool = with_a_circuit(kind, handler, batch)
     for _ in range(2):
         pool._circuit.failed(time.monotonic())
     pool.troubled = pool.held = True
