@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from safekafka.consumer.attempt import DeadLetters, Exhausted, Later, decide
 from safekafka.consumer.batches import Batch, Batches, Filling
@@ -44,6 +44,15 @@ def pace(most: int, came_to: int, of: int, seconds: float) -> int:
     if came_to < of or seconds > SLICE_SECONDS:
         return max(1, came_to // 2)
     return min(2 * most, _LANES_AT_ONCE) if seconds < SLICE_SECONDS / 2 else most
+
+
+class Refill(NamedTuple):
+    """While much is in flight: how many messages at a time are taken, and how many seconds pass between two looks for
+    room. More new objects at once than 700 have Python look for garbage among all that is in flight, again and again.
+    """
+
+    messages: int = 500
+    pause: float = 0.002
 
 
 class Pool:
@@ -132,6 +141,10 @@ class Pool:
     def threads(self) -> Sequence[threading.Thread]:
         """Of ours."""
         raise NotImplementedError
+
+    @property
+    def refill(self) -> Refill:
+        return Refill()
 
     @property
     def alive(self) -> bool:

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -25,6 +25,7 @@ from safekafka.client import ClusterWatch, call_isolated, isolated
 from safekafka.consumer.assignment_watch import AssignmentWatch
 from safekafka.consumer.lanes import PartitionLanes
 from safekafka.consumer.offset_map import decode
+from safekafka.consumer.pool import Pool, Refill
 from safekafka.consumer.positions import Policy, Positions
 from safekafka.consumer.progress import PartitionProgress, Position
 from safekafka.consumer.stats import ConsumerStats, Unfinished
@@ -35,17 +36,11 @@ from safekafka.deadletter.marks import is_for
 from safekafka.message import with_headers
 from safekafka.observe import Event, emit
 
-if TYPE_CHECKING:
-    from safekafka.consumer.pool import Pool
-
 Key: TypeAlias = "tuple[str, int]"
 
 POLL_SECONDS = 0.1
-# Messages at a time. More new objects at once than 700 have Python look for garbage among all that is in flight, again
-# and again; where little is in flight, this costs less than the turns.
-_TAKE, _TAKE_TO_FILL = 500, 5_000
+_TAKE_TO_FILL = 5_000  # messages at a time, where little is in flight; else `Refill`
 _PATIENCE_SECONDS = 0.5  # before a pause, which throws away what the client has fetched
-_BREATH_SECONDS = 0.002
 _FEW = 100  # messages
 _LOOK_SECONDS = 1.0
 _ASK_AGAIN_SECONDS = 30.0
@@ -220,7 +215,7 @@ class Session:
             # consume(n) alone would wait for all n; behind a poll() it takes what is there.
             # As if all were as large: there may be as many bytes ready as the client has fetched.
             room_of_bytes = (self._limits.max_in_flight_bytes - size) // max(1, len(message))
-            most = _TAKE if 2 * room < self._limits.max_in_flight else _TAKE_TO_FILL
+            most = self._refill.messages if 2 * room < self._limits.max_in_flight else _TAKE_TO_FILL
             more = min(most, room, room_of_bytes) - 1
             if more > 0:
                 messages += self.client.consume(more, 0)
@@ -366,6 +361,10 @@ class Session:
         """No messages are taken until some of those that are in flight are finished."""
         return self._paused
 
+    @property
+    def _refill(self) -> Refill:
+        return Refill() if self.pool is None else self.pool.refill
+
     def is_full(self, records: int, size: int) -> bool:
         return records >= self._limits.max_in_flight or size >= self._limits.max_in_flight_bytes
 
@@ -377,7 +376,7 @@ class Session:
         the workers from the interpreter."""
         full = self.is_full(records, size)
         limits = self._limits
-        room = limits.max_in_flight - records >= min(limits.max_in_flight // 2, _TAKE)
+        room = limits.max_in_flight - records >= min(limits.max_in_flight // 2, self._refill.messages)
         room_of_bytes = size <= limits.max_in_flight_bytes // 2
         if self._paused or not (full or self._full_since) or (room and room_of_bytes):
             self._full_since = None
@@ -391,7 +390,7 @@ class Session:
         if self._limits.max_in_flight < _FEW:  # they may be through at once
             self.pool.wait_for_progress(POLL_SECONDS / 2)
         else:
-            time.sleep(_BREATH_SECONDS)
+            time.sleep(self._refill.pause)
         return True
 
     def balance(self, records: int, size: int) -> None:

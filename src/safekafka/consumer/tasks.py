@@ -18,7 +18,7 @@ from safekafka.consumer.attempt import Exhausted
 from safekafka.consumer.batches import Batch, Filling, handle
 from safekafka.consumer.current import Handling, enter
 from safekafka.consumer.lanes import Lane
-from safekafka.consumer.pool import SLICE_SECONDS, Pool, pace
+from safekafka.consumer.pool import SLICE_SECONDS, Pool, Refill, pace
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -41,6 +41,12 @@ class TaskPool(Pool):
             self._thread = threading.Thread(target=self._main, name="safekafka-loop", daemon=True)
             self._thread.start()
         self._call(self._start_one)
+
+    @property
+    def refill(self) -> Refill:
+        """Taking messages keeps the interpreter from the loop, whose next timer may be due: where all workers have
+        something to do, no more is taken at a time than fits in while the loop waits."""
+        return Refill(100, 0.001) if self.lanes.ready >= self.concurrency else super().refill
 
     @property
     def alive(self) -> bool:
