@@ -289,6 +289,35 @@ def test_C1_the_answer_to_another_commit_lets_no_position_count_as_committed(
     assert world.commit() == []
 
 
+def test_C1_the_last_commit_waits_for_the_answer_to_the_one_that_is_on_its_way(world: World) -> None:
+    """The client repeats a commit whose coordinator dies, also behind a later one."""
+    world.assign(0)
+    world.turn(lambda: message(0, 5), lambda: message(0, 6))
+    world.done(5)
+    assert world.commit() == [6]
+    world.done(6)
+    order: list[list[int]] = []
+
+    def answer() -> None:
+        order.append([one.offset for commit in world.client.commits for one in commit])
+        world.session.on_commit(None, [at(0, 6)])
+
+    world.client.polls = [lambda: None, answer]
+    world.session._commit_at_end(time.monotonic() + 60)
+    assert order == [[6]]
+    assert [one.offset for commit in world.client.commits for one in commit] == [6, 7]
+
+
+def test_C6_a_commit_that_nobody_answers_leaves_time_for_the_last_one(world: World) -> None:
+    world.assign(0)
+    world.turn(lambda: message(0, 5), lambda: message(0, 6))
+    world.done(5)
+    assert world.commit() == [6]
+    world.done(6)
+    world.session._commit_at_end(time.monotonic() + 0.2)
+    assert [one.offset for commit in world.client.commits for one in commit] == [6, 7]
+
+
 # ---- a signal handler that raises in a loop that goes on
 
 

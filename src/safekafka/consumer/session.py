@@ -45,6 +45,7 @@ _FEW = 100  # messages
 _LOOK_SECONDS = 1.0
 _ASK_AGAIN_SECONDS = 30.0
 _ID_SECONDS = 1.0
+_ANSWER_SECONDS = 0.01  # between two looks for one that is on its way
 _END_SECONDS = 5.0
 CLOSE_SECONDS = 5.0  # what the end keeps of shutdown_timeout at most, for leaving the group
 # What refuses a commit while the group or its coordinator moves.
@@ -667,6 +668,7 @@ class Session:
 
         A group in the middle of a rebalance refuses commits until we have rejoined, which takes polling.
         """
+        self._wait_for_answer((time.monotonic() + until) / 2)
         told = False
         while positions := self._to_commit(self._partitions.values()):
             refusal = self._commit_sync(positions, until)
@@ -688,6 +690,13 @@ class Session:
             except KafkaException as error:
                 emit(Event.COMMIT_FAILED, error=error.args[0].name(), detail=error.args[0].str(), again=False)
                 return
+
+    def _wait_for_answer(self, until: float) -> None:
+        """To the commit that is on its way. If its coordinator dies, the client sends it again, behind whatever was
+        committed meanwhile, and the group would stand where that one said."""
+        with contextlib.suppress(KafkaException):
+            while self._commit_sent and time.monotonic() < until:
+                self.client.poll(_ANSWER_SECONDS)  # a message that comes now is not tracked: the next owner's
 
     def _commit_sync(self, positions: dict[Key, tuple[PartitionProgress, Position]], until: float) -> KafkaError | None:
         refusal: KafkaError | None = KafkaError(KafkaError._TIMED_OUT, "no answer in time")
