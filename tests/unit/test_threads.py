@@ -549,8 +549,7 @@ def test_a_full_batch_keeps_no_lane_that_it_has_no_message_of(kind: Any) -> None
         ended(pool)
 
 
-def test_an_event_loop_whose_tasks_all_have_work_is_kept_from_its_timers_for_a_few_messages_at_a_time() -> None:
-    loop = asyncio.new_event_loop()
+def test_an_event_loop_whose_tasks_all_have_quick_work_is_kept_from_its_timers_for_few_messages_at_a_time() -> None:
     pool = TaskPool(
         lambda _: None,
         order="partition",
@@ -559,11 +558,12 @@ def test_an_event_loop_whose_tasks_all_have_work_is_kept_from_its_timers_for_a_f
         dead_letters=None,
         letters=None,
         batch=None,
-        loop=loop,
     )
     with_nothing_to_do = pool.refill
     for partition in range(3):
         assert pool.refill == with_nothing_to_do
         pool.add([(PartitionLanes(PartitionProgress("orders", partition)), [FakeMessage(partition)])])  # type: ignore[list-item]
     assert pool.refill.messages <= with_nothing_to_do.messages / 5
-    loop.close()
+    pool._seconds_a_message = 0.01
+    assert pool.refill == with_nothing_to_do
+    pool._loop.close()  # it never ran

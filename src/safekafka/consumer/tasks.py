@@ -23,6 +23,8 @@ from safekafka.consumer.pool import SLICE_SECONDS, Pool, Refill, pace
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
+_QUICK_SECONDS = 0.004  # of handlers: while all wait, a usual refill (some 2 us a message) does not fit in
+
 
 class TaskPool(Pool):
     """`loop`: that of the caller, running; None: one of our own."""
@@ -35,6 +37,7 @@ class TaskPool(Pool):
         self._ident = None if loop is None else threading.get_ident()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: deque[asyncio.Future[None]] = deque()  # the loop's own
+        self._seconds_a_message = 0.0  # that it keeps a worker, as of late
 
     def start(self) -> None:
         if self._own:
@@ -45,8 +48,9 @@ class TaskPool(Pool):
     @property
     def refill(self) -> Refill:
         """Taking messages keeps the interpreter from the loop, whose next timer may be due: where all workers have
-        something to do, no more is taken at a time than fits in while the loop waits."""
-        return Refill(100, 0.001) if self.lanes.ready >= self.concurrency else super().refill
+        something to do, no more is taken at a time than fits in while the loop waits for quick handlers."""
+        quick = self._seconds_a_message < _QUICK_SECONDS and self.lanes.ready >= self.concurrency
+        return Refill(100, 0.001) if quick else super().refill
 
     @property
     def alive(self) -> bool:
@@ -154,7 +158,7 @@ class TaskPool(Pool):
         while count := await self._take(handling, most, came_to, moments):
             began = handling.taken_at
             end = began + SLICE_SECONDS
-            came_to, moments = [], {}
+            came_to, moments, handled = [], {}, 0
             try:
                 while taken:
                     try:
@@ -166,6 +170,7 @@ class TaskPool(Pool):
                     handling.progress = progress
                     while messages and not progress.revoked:
                         message = messages.popleft()
+                        handled += 1
                         handling.message = message
                         handling.attempt = 1 if lane.trial is None else lane.trial.attempts + 1
                         try:
@@ -191,7 +196,9 @@ class TaskPool(Pool):
                 raise
             finally:
                 handling.message = handling.progress = None
-            most = pace(most, len(came_to), count, began - end + SLICE_SECONDS)
+            seconds = began - end + SLICE_SECONDS
+            self._seconds_a_message = seconds / max(1, handled)
+            most = pace(most, len(came_to), count, seconds)
 
     async def _run_batches(self, handling: Handling) -> None:
         filling = Filling()
