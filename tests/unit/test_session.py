@@ -289,13 +289,18 @@ def test_C1_the_answer_to_another_commit_lets_no_position_count_as_committed(
     assert world.commit() == []
 
 
-def test_C1_the_last_commit_waits_for_the_answer_to_the_one_that_is_on_its_way(world: World) -> None:
-    """The client repeats a commit whose coordinator dies, also behind a later one."""
+def with_a_commit_on_its_way(world: World) -> None:
+    """Of 6; the message there is finished since."""
     world.assign(0)
     world.turn(lambda: message(0, 5), lambda: message(0, 6))
     world.done(5)
     assert world.commit() == [6]
     world.done(6)
+
+
+def test_C1_the_last_commit_waits_for_the_answer_to_the_one_that_is_on_its_way(world: World) -> None:
+    """The client repeats a commit whose coordinator dies, also behind a later one."""
+    with_a_commit_on_its_way(world)
     order: list[list[int]] = []
 
     def answer() -> None:
@@ -309,11 +314,7 @@ def test_C1_the_last_commit_waits_for_the_answer_to_the_one_that_is_on_its_way(w
 
 
 def test_C6_a_commit_that_nobody_answers_leaves_time_for_the_last_one(world: World) -> None:
-    world.assign(0)
-    world.turn(lambda: message(0, 5), lambda: message(0, 6))
-    world.done(5)
-    assert world.commit() == [6]
-    world.done(6)
+    with_a_commit_on_its_way(world)
     world.session._commit_at_end(time.monotonic() + 0.2)
     assert [one.offset for commit in world.client.commits for one in commit] == [6, 7]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -560,10 +561,12 @@ def test_an_event_loop_whose_tasks_all_have_quick_work_is_kept_from_its_timers_f
         batch=None,
     )
     with_nothing_to_do = pool.refill
+    pool._seconds_a_message = 0.001
     for partition in range(3):
         assert pool.refill == with_nothing_to_do
-        pool.add([(PartitionLanes(PartitionProgress("orders", partition)), [FakeMessage(partition)])])  # type: ignore[list-item]
+        added(pool, partition)
     assert pool.refill.messages <= with_nothing_to_do.messages / 5
-    pool._seconds_a_message = 0.01
-    assert pool.refill == with_nothing_to_do
+    for slow_or_not_known in (0.01, math.inf):
+        pool._seconds_a_message = slow_or_not_known
+        assert pool.refill == with_nothing_to_do
     pool._loop.close()  # it never ran

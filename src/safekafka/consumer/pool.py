@@ -48,11 +48,14 @@ def pace(most: int, came_to: int, of: int, seconds: float) -> int:
 
 class Refill(NamedTuple):
     """While much is in flight: how many messages at a time are taken, and how many seconds pass between two looks for
-    room. More new objects at once than 700 have Python look for garbage among all that is in flight, again and again.
-    """
+    room."""
 
-    messages: int = 500
-    pause: float = 0.002
+    messages: int
+    pause: float
+
+
+# More new objects at once than 700 have Python look for garbage among all that is in flight, again and again.
+REFILL = Refill(500, 0.002)
 
 
 class Pool:
@@ -144,7 +147,7 @@ class Pool:
 
     @property
     def refill(self) -> Refill:
-        return Refill()
+        return REFILL
 
     @property
     def alive(self) -> bool:

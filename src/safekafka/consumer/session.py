@@ -25,7 +25,7 @@ from safekafka.client import ClusterWatch, call_isolated, isolated
 from safekafka.consumer.assignment_watch import AssignmentWatch
 from safekafka.consumer.lanes import PartitionLanes
 from safekafka.consumer.offset_map import decode
-from safekafka.consumer.pool import Pool, Refill
+from safekafka.consumer.pool import REFILL, Pool, Refill
 from safekafka.consumer.positions import Policy, Positions
 from safekafka.consumer.progress import PartitionProgress, Position
 from safekafka.consumer.stats import ConsumerStats, Unfinished
@@ -39,7 +39,7 @@ from safekafka.observe import Event, emit
 Key: TypeAlias = "tuple[str, int]"
 
 POLL_SECONDS = 0.1
-_TAKE_TO_FILL = 5_000  # messages at a time, where little is in flight; else `Refill`
+_TAKE_TO_FILL = 5_000  # messages at a time, where little is in flight; else `REFILL`, or what the pool says
 _PATIENCE_SECONDS = 0.5  # before a pause, which throws away what the client has fetched
 _FEW = 100  # messages
 _LOOK_SECONDS = 1.0
@@ -364,7 +364,7 @@ class Session:
 
     @property
     def _refill(self) -> Refill:
-        return Refill() if self.pool is None else self.pool.refill
+        return REFILL if self.pool is None else self.pool.refill
 
     def is_full(self, records: int, size: int) -> bool:
         return records >= self._limits.max_in_flight or size >= self._limits.max_in_flight_bytes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -18,12 +19,13 @@ from safekafka.consumer.attempt import Exhausted
 from safekafka.consumer.batches import Batch, Filling, handle
 from safekafka.consumer.current import Handling, enter
 from safekafka.consumer.lanes import Lane
-from safekafka.consumer.pool import SLICE_SECONDS, Pool, Refill, pace
+from safekafka.consumer.pool import REFILL, SLICE_SECONDS, Pool, Refill, pace
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
 _QUICK_SECONDS = 0.004  # of handlers: while all wait, a usual refill (some 2 us a message) does not fit in
+_QUICK_REFILL = Refill(100, 0.001)
 
 
 class TaskPool(Pool):
@@ -37,7 +39,7 @@ class TaskPool(Pool):
         self._ident = None if loop is None else threading.get_ident()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: deque[asyncio.Future[None]] = deque()  # the loop's own
-        self._seconds_a_message = 0.0  # that it keeps a worker, as of late
+        self._seconds_a_message = math.inf  # that it keeps a worker, as of late; not known yet, nor for batches
 
     def start(self) -> None:
         if self._own:
@@ -50,7 +52,7 @@ class TaskPool(Pool):
         """Taking messages keeps the interpreter from the loop, whose next timer may be due: where all workers have
         something to do, no more is taken at a time than fits in while the loop waits for quick handlers."""
         quick = self._seconds_a_message < _QUICK_SECONDS and self.lanes.ready >= self.concurrency
-        return Refill(100, 0.001) if quick else super().refill
+        return _QUICK_REFILL if quick else REFILL
 
     @property
     def alive(self) -> bool:
