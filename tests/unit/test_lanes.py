@@ -36,9 +36,8 @@ def test_B_C27_a_lane_exists_only_while_it_holds_messages_however_many_keys_ther
             lanes.wake(moment)
             while taken := lanes.take(7):
                 for lane in taken:
-                    message = lane.messages.popleft()
-                    if not attempt:
-                        lane.messages.appendleft(message)
+                    if attempt:
+                        lane.head = None
                     lanes.give_back(lane, None if attempt else moment + 0.5)
         assert (len(of.lanes), lanes.ready, len(lanes._waiting), len(of.ready)) == (0, 0, 0, 0)
     assert not vars(lanes)["_line"]
@@ -56,7 +55,7 @@ def test_partitions_take_turns_and_in_each_its_lanes_do(most: int) -> None:
     turns = [{lane.of for lane in turn} for turn in taken]
     assert turns == [{backlog}, {other}] * (len(turns) // 2)
     first = taken[0][0]
-    first.messages.popleft()
-    first.messages.extend(messages[:2])  # the same key goes on
+    first.head = None
+    first.extend(messages[:2])  # the same key goes on
     lanes.give_back(first)
     assert backlog.ready[-1] is first, "it is at once in front of the keys that wait"

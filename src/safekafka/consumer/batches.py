@@ -63,12 +63,12 @@ class Batches:
             if batch.lanes:
                 return batch
         mine = filling.lanes
-        count = sum(len(lane.messages) for lane in mine)
+        count = sum(map(len, mine))
         while count < self._max_records and (more := lanes.take(self._max_records - count)):
             if not mine:
                 filling.since = now
             mine += more
-            count += sum(len(lane.messages) for lane in more)
+            count += sum(map(len, more))
         if not mine:
             return self.next_moment()
         until = filling.since + self._max_wait
@@ -85,9 +85,8 @@ class Batches:
             if len(messages) == self._max_records:
                 break
             lanes.append(lane)
-            line = lane.messages
-            for _ in range(min(len(line), self._max_records - len(messages))):
-                messages.append((lane, line.popleft()))
+            for _ in range(min(len(lane), self._max_records - len(messages))):
+                messages.append((lane, lane.pop()))
         del filling.lanes[: len(lanes)]
         return Batch(lanes, messages)
 

@@ -32,15 +32,40 @@ ORDERS: tuple[Order, ...] = ("partition", "key", "none")
 
 
 class Lane:
-    """Its head may have failed before: then `trial` is what was tried so far."""
+    """Its head may have failed before: then `trial` is what was tried so far. A worker that has the lane takes the
+    messages without the lock, and has none in the head meanwhile; the poll thread only adds to the rest of such a one.
+    """
 
-    __slots__ = ("key", "messages", "of", "trial")
+    __slots__ = ("head", "key", "of", "rest", "trial")
 
-    def __init__(self, of: PartitionLanes, key: Hashable) -> None:
+    def __init__(self, of: PartitionLanes, key: Hashable, head: Message) -> None:
         self.of = of
         self.key = key
-        self.messages: deque[Message] = deque()
+        self.head: Message | None = head
+        self.rest: deque[Message] | None = None  # most keys come once in a while: a deque is ten times a lane
         self.trial: Trial | None = None
+
+    def __len__(self) -> int:
+        return (self.head is not None) + (len(self.rest) if self.rest else 0)
+
+    def pop(self) -> Message:
+        """The head."""
+        head, rest = self.head, self.rest
+        assert head is not None
+        self.head = rest.popleft() if rest else None
+        return head
+
+    def append(self, message: Message) -> None:
+        if self.rest is None:
+            self.rest = deque((message,))
+        else:
+            self.rest.append(message)
+
+    def extend(self, messages: Iterable[Message]) -> None:
+        if self.rest is None:
+            self.rest = deque(messages)
+        else:
+            self.rest.extend(messages)
 
 
 class PartitionLanes:
@@ -74,19 +99,22 @@ class Lanes:
         lanes = of.lanes
         if self._order == "partition":
             lane = lanes.get(None)
-            if lane is None:
-                lane = lanes[None] = Lane(of, None)
+            if lane is not None:
+                lane.extend(messages)
+            else:
+                lanes[None] = lane = Lane(of, None, messages[0])
+                lane.extend(messages[1:])
                 self._make_ready(lane)
-            lane.messages.extend(messages)
         else:
             by_key = self._order == "key"
             for message in messages:
                 key: Any = message.key() if by_key else message.offset()
                 lane = lanes.get(key)
-                if lane is None:
-                    lane = lanes[key] = Lane(of, key)
+                if lane is not None:
+                    lane.append(message)
+                else:
+                    lanes[key] = lane = Lane(of, key, message)
                     self._make_ready(lane)
-                lane.messages.append(message)
         return self.ready - before
 
     def give_up(self, partitions: Collection[PartitionLanes]) -> None:
@@ -137,7 +165,9 @@ class Lanes:
         if self.park(lane):
             return True
         of = lane.of
-        if not lane.messages:
+        if lane.head is None and lane.rest:  # they came after its worker had looked
+            lane.head = lane.rest.popleft()
+        if lane.head is None:
             del of.lanes[lane.key]
         elif until is not None:
             heapq.heappush(self._waiting, (until, next(self._numbers), lane))

@@ -168,10 +168,10 @@ class TaskPool(Pool):
                     except IndexError:  # the last one was taken for somebody else
                         break
                     came_to.append(lane)
-                    progress, messages = lane.of.progress, lane.messages
+                    progress, rest, message = lane.of.progress, lane.rest, lane.head
+                    lane.head = None  # the task has it
                     handling.progress = progress
-                    while messages and not progress.revoked:
-                        message = messages.popleft()
+                    while message is not None and not progress.revoked:
                         handled += 1
                         handling.message = message
                         handling.attempt = 1 if lane.trial is None else lane.trial.attempts + 1
@@ -180,7 +180,6 @@ class TaskPool(Pool):
                         except BaseException as error:  # noqa: BLE001 - `settle` raises what is no Exception
                             moment = await self.settle(lane, message, error, began)
                             if moment is not None:
-                                messages.appendleft(message)
                                 moments[lane] = moment
                                 break
                         else:
@@ -188,9 +187,11 @@ class TaskPool(Pool):
                             if self.troubled:
                                 self.succeeds()
                         lane.trial = None
+                        message = rest.popleft() if rest else None
                         began = monotonic()
                         if began > end or self.held:
                             break
+                    lane.head = message
                     if began > end or self.held:
                         break
             except BaseException:

@@ -30,6 +30,7 @@ class ThreadPool(Pool):
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._loops = threading.local()
+        self._over = False  # for one of the threads
 
     def start(self) -> None:
         with self.lock:
@@ -37,7 +38,7 @@ class ThreadPool(Pool):
 
     @property
     def alive(self) -> bool:
-        return all(thread.is_alive() for thread in self._threads)
+        return not self._over
 
     @property
     def threads(self) -> Sequence[threading.Thread]:
@@ -70,6 +71,7 @@ class ThreadPool(Pool):
         except BaseException as error:  # noqa: BLE001 - what it had is not finished; run() raises it
             self.failed(error)
         finally:
+            self._over = True
             loop = getattr(self._loops, "loop", None)
             if loop is not None:
                 loop.close()
@@ -116,11 +118,11 @@ class ThreadPool(Pool):
                     except IndexError:  # the last one was taken for somebody else
                         break
                     came_to.append(lane)
-                    progress, messages = lane.of.progress, lane.messages
+                    progress, rest, message = lane.of.progress, lane.rest, lane.head
+                    lane.head = None  # the worker has it
                     finished = progress.finished.append
                     handling.progress = progress
-                    while messages and not progress.revoked:
-                        message = messages.popleft()
+                    while message is not None and not progress.revoked:
                         handling.message = message
                         if lane.trial is not None:
                             handling.attempt = lane.trial.attempts + 1
@@ -131,7 +133,6 @@ class ThreadPool(Pool):
                         except BaseException as error:  # noqa: BLE001 - `settle` raises what is no Exception
                             moment = now(self.settle(lane, message, error, began))
                             if moment is not None:
-                                messages.appendleft(message)
                                 moments[lane] = moment
                                 break
                         else:
@@ -140,9 +141,11 @@ class ThreadPool(Pool):
                                 self.succeeds()
                         if lane.trial is not None:
                             lane.trial, handling.attempt = None, 1
+                        message = rest.popleft() if rest else None
                         began = monotonic()
                         if began > end or self.held:
                             break
+                    lane.head = message
                     handling.attempt = 1
                     if began > end or self.held:
                         break
