@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import gc
 import signal
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.common.processes import end_worker
@@ -35,14 +36,22 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def sleeping(options: argparse.Namespace) -> dict[str, Any]:
-    """First the same sleeps by as many threads or tasks without Kafka, then those of the handlers."""
+    """First the same sleeps by as many threads or tasks without Kafka, and by threads at a queue that a raw client
+    fills; then those of the handlers."""
     from benchmarks.consumer.ideal import sleep_in_tasks, sleep_in_threads
+    from benchmarks.consumer.peers.raw import Queued
     from benchmarks.consumer.peers.safe import Async, One
 
     form, seconds = options.form, options.milliseconds / 1_000
     ideal, counting = Counting(options.records, seconds), Counting(options.records, seconds)
     sleep = sleep_in_threads if form == "sync" else sleep_in_tasks
     sleep(ideal, min(options.concurrency, options.keys))
+    found = {}
+    if form == "sync":
+        queued, setup = Counting(options.records, seconds), _setup(options)
+        gc.collect()
+        Queued(replace(setup, group=f"{setup.group}-queued"), options.concurrency).consume(queued)
+        found["queued"] = queued.used().wall
     gc.collect()
     peer = {"sync": One, "async": Async}[form](_setup(options), order="key", concurrency=options.concurrency)
     peer.consume(counting)
@@ -53,6 +62,7 @@ def sleeping(options: argparse.Namespace) -> dict[str, Any]:
         "ideal_cpu": base.cpu,
         "wall": used.wall,
         "cpu": used.cpu,
+        **found,
     }
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import queue
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.consumer.peers.base import Handlers, Peer
 from benchmarks.consumer.setup import Setup
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+
+_ENOUGH = 2_000  # messages that wait in the queue
 
 
 class _Raw(Peer):
@@ -62,6 +67,37 @@ class Tuned(Consume):
 class TunedPoll(Poll):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup, **{"fetch.queue.backoff.ms": 50})
+
+
+class Queued(_Raw):
+    """`consume(500)`, tuned as above, into a queue of threads: no order within a key, no count of what is finished, no
+    commit. What a handler that waits can be given in Python before anything is promised."""
+
+    def __init__(self, setup: Setup, threads: int) -> None:
+        super().__init__(setup, **{"fetch.queue.backoff.ms": 50})
+        self._threads = threads
+
+    def consume(self, handlers: Handlers) -> None:
+        taken: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+
+        def work() -> None:
+            while (message := taken.get()) is not None:
+                handlers.handle(message)
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(self._threads)]
+        for thread in threads:
+            thread.start()
+        while not handlers.ended:
+            if taken.qsize() > _ENOUGH:
+                time.sleep(0.002)
+                continue
+            for message in self._consumer.consume(500, 0.1):
+                taken.put(checked(message))
+        for _ in threads:
+            taken.put(None)
+        for thread in threads:
+            thread.join()
+        self._consumer.close()
 
 
 class SyncCommit(_Raw):
