@@ -124,7 +124,8 @@ class Group:
     def check(self) -> None:
         """No member has ended but those that were told to, and these did so in order and in time."""
         for member in self.members:
-            assert member.process.poll() is None, f"{member.name} ended by itself: {member.output}"
+            status = member.process.poll()
+            assert status is None, f"{member.name} ended by itself with {status}: {member.output}"
         for member, until in self._leaving[:]:
             status = member.process.poll()
             assert status is not None or time.monotonic() < until, f"{member.name} did not end: {member.output}"

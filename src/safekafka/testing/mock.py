@@ -11,6 +11,9 @@ Limits (for what they exclude, use the `KafkaCluster`):
 - transactions commit, but aborted records stay visible to `read_committed`, and the markers at their ends have no
   checksum: a consumer with `check.crcs=true` (as `read_log()` is) gets stuck there with `_BAD_MSG`;
 - a broker that is down stays leader and coordinator of what it led: use `set_leader()` and `set_coordinator()`;
+- a member's id is an address in memory, given to others when the member is gone: one that was thrown out of its group
+  while it stood still may come back under the id of another. Such a one was seen to crash: told that it is the leader
+  of no members, the assignor of cooperative-sticky fails (SIGSEGV, librdkafka 2.16);
 - the brokers end with the process, at the latest. They are not taken down before it, so clients can drain at exit.
 
 Threads: the brokers run on threads of librdkafka that never call into Python. Every method may be called from any
