@@ -88,6 +88,22 @@ def adding(pool: ThreadPool) -> Callable[[int], None]:
     return add
 
 
+def test_a_worker_that_ends_before_its_first_message_ends_the_consumer(handler: Handler) -> None:
+    pool = ThreadPool(
+        handler, order="partition", concurrency=1, retry=Retry(), dead_letters=None, letters=None, batch=None
+    )
+    assert pool.alive
+    refused = MemoryError("no room for a worker")
+
+    def enter() -> Any:
+        raise refused
+
+    pool.enter = enter  # type: ignore[method-assign]
+    pool.start()
+    wait_until(lambda: not pool.alive, 10, "the thread has ended")
+    assert pool.failure is refused
+
+
 def test_lanes_that_come_while_a_worker_wakes_up_do_not_wait_for_each_other(pool: ThreadPool, handler: Handler) -> None:
     add = adding(pool)
     with pool.lock:  # nobody wakes up before all have come

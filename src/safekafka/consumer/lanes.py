@@ -32,9 +32,8 @@ ORDERS: tuple[Order, ...] = ("partition", "key", "none")
 
 
 class Lane:
-    """Its head may have failed before: then `trial` is what was tried so far. A worker that has the lane takes the
-    messages without the lock, and has none in the head meanwhile; the poll thread only adds to the rest of such a one.
-    """
+    """Its head may have failed before: then `trial` is what was tried so far. A worker that goes through the lane does
+    so without the lock, and leaves no head meanwhile: the poll thread only adds to the rest."""
 
     __slots__ = ("head", "key", "of", "rest", "trial")
 
@@ -165,7 +164,7 @@ class Lanes:
         if self.park(lane):
             return True
         of = lane.of
-        if lane.head is None and lane.rest:  # they came after its worker had looked
+        if lane.head is None and lane.rest:  # which came after its worker had looked
             lane.head = lane.rest.popleft()
         if lane.head is None:
             del of.lanes[lane.key]

@@ -30,7 +30,7 @@ class ThreadPool(Pool):
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._loops = threading.local()
-        self._over = False  # for one of the threads
+        self._over = False  # one of the threads has ended
 
     def start(self) -> None:
         with self.lock:
@@ -64,9 +64,9 @@ class ThreadPool(Pool):
     # ---- the workers
 
     def _main(self, run: Any) -> None:
-        handling = self.enter()
-        enter(handling)
         try:
+            handling = self.enter()
+            enter(handling)
             run(handling)
         except BaseException as error:  # noqa: BLE001 - what it had is not finished; run() raises it
             self.failed(error)
