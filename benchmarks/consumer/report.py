@@ -19,7 +19,8 @@ _SLEEPING = """`order="key"`: the rate of handlers that sleep, as a share of tha
 (tasks) without Kafka, measured just before in the same process. As many as there are keys, if these are fewer. "On
 cores" is the processor time per second: where the sleeps alone take nearly one, which is all that an interpreter has,
 whatever a consumer does for a record is missing in its rate. "At a queue": as many threads at a queue that a tuned raw
-`consume(500)` fills, without order, count or commit, in the same process too. Mock brokers."""
+`consume(500)` fills, without order, count or commit, in the same process too, where there are keys for all of them.
+Mock brokers."""
 _IDLE = """A record every 20 ms on average, from the call of `produce()` (linger 0) to the handler, in one process."""
 _KEYS = """One record a key, sent while they are handled, `order="key"`, 8 at once; resident memory. Mock brokers."""
 _SLOW = """A handler that takes 0.5 s a record, and a topic full of records of 1 MB; `max_in_flight_bytes` and the
@@ -79,7 +80,8 @@ def _sleeping(results: Results) -> str:
                         for wall, cpu in (("ideal", "ideal_cpu"), ("wall", "cpu")):
                             line.append(f"{median(row['records'] / row[wall] for row in rows):,.0f}")
                             line.append(f"{median(row[cpu] / row[wall] for row in rows):.2f}")
-                        at_queue = "-" if form == "async" else f"{median(r['ideal'] / r['queued'] for r in rows):.2f}"
+                        told = form == "sync" and keys >= concurrency
+                        at_queue = f"{median(row['ideal'] / row['queued'] for row in rows):.2f}" if told else "-"
                         lines.append([*line, shown(share), at_queue, str(len(rows))])
     columns = ["", "ideal, records/s", "on cores", "records/s", "on cores", "share", "at a queue", "runs"]
     return f"## Handlers that sleep\n\n{_SLEEPING}\n\n{table(columns, lines)}" if lines else ""

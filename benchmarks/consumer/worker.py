@@ -47,7 +47,7 @@ def sleeping(options: argparse.Namespace) -> dict[str, Any]:
     sleep = sleep_in_threads if form == "sync" else sleep_in_tasks
     sleep(ideal, min(options.concurrency, options.keys))
     found = {}
-    if form == "sync":
+    if form == "sync" and options.keys >= options.concurrency:  # it keeps no order: fewer keys would not hold it up
         queued, setup = Counting(options.records, seconds), _setup(options)
         gc.collect()
         Queued(replace(setup, group=f"{setup.group}-queued"), options.concurrency).consume(queued)

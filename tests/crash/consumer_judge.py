@@ -189,14 +189,25 @@ class _Repeats:
         return told or (killed is not None and killed < ended + _UNANSWERED)
 
     def uncommitted(self) -> Counter[str]:
+        """Counted against what had been told when the next owner asked where to begin."""
+        asked = self._asked_next()
         last: dict[Tenure, int] = {}
-        for commit in self._ledger.commits:
+        for commit in sorted(self._ledger.commits, key=lambda one: one.at):
             tenure = self._ledger.tenure_at(commit)
-            if tenure is not None:
-                last[tenure] = max(commit.offset, last.get(tenure, -1))
+            if tenure is not None and commit.at <= asked.get(tenure, commit.at):
+                last[tenure] = commit.offset
         found: Counter[str] = Counter()
         for handling in self._ledger.handlings:
             tenure = self._ledger.tenure_of(handling)
             if tenure is not None and handling.offset >= last.get(tenure, -1):
                 found[tenure.how] += 1
         return found
+
+    def _asked_next(self) -> dict[Tenure, int]:
+        """By assignment, when the one behind it was asked for."""
+        by_partition: defaultdict[int, list[Tenure]] = defaultdict(list)
+        for (_, partition), tenures in self._ledger.tenures.items():
+            by_partition[partition] += [one for one in tenures if not one.was_stale]
+        for tenures in by_partition.values():
+            tenures.sort(key=lambda one: one.begun)
+        return {before: after.asked for tenures in by_partition.values() for before, after in pairwise(tenures)}

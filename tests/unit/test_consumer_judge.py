@@ -96,12 +96,15 @@ def test_a_commit_whose_answer_came_when_the_next_owner_had_asked_explains_what_
         )
 
     answered(65).check()
+    assert answered(65).uncommitted == {"revoked": 3, "kept": 1}
     assert answered(55).problems["repeated without a reason"]
 
 
 def test_an_earlier_commit_that_came_behind_that_of_the_revocation_explains_what_is_repeated() -> None:
     """The client repeats one whose coordinator was killed, whatever it has sent since."""
     left = "told a partitions_revoked 0 50", "committed a 0 3 55", "committed a 0 1 57"
-    judged(*GOOD[:4], *left, assigned("b", 60), handled("b", 1, 70), handled("b", 2, 80)).check()
+    went_back = judged(*GOOD[:4], *left, assigned("b", 60), handled("b", 1, 70), handled("b", 2, 80))
+    went_back.check()
+    assert (went_back.repeated, went_back.uncommitted["revoked"]) == ({"revoked": 2}, 2)
     found = judged(*GOOD[:4], *left[:2], assigned("b", 60), handled("b", 1, 70), handled("b", 2, 80))
     assert found.problems["repeated without a reason"]
