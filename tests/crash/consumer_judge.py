@@ -142,9 +142,9 @@ class _Repeats:
         self.by_tenure: Counter[Tenure] = Counter()
         self.unexplained: list[str] = []
         self._commits: dict[int, tuple[list[int], list[int]]] = {}  # times, and what was committed then
-        told = sorted(ledger.commits, key=lambda one: one.at)
-        for partition in {one.partition for one in told}:
-            mine = [one for one in told if one.partition == partition]
+        self._told = sorted(ledger.commits, key=lambda one: one.at)
+        for partition in {one.partition for one in self._told}:
+            mine = [one for one in self._told if one.partition == partition]
             self._commits[partition] = [one.at for one in mine], [one.offset for one in mine]
         for handlings in by_record.values():
             for earlier, later in pairwise(handlings):
@@ -178,9 +178,7 @@ class _Repeats:
         """Whether its member told, when the partition left or later, that a commit or a drain had failed, or could not
         tell any more; or had the answer to its last commit when the next owner had `asked`, or to an earlier one behind
         that."""
-        mine = sorted(
-            [one for one in self._ledger.commits if self._ledger.tenure_at(one) is tenure], key=lambda c: c.at
-        )
+        mine = [one for one in self._told if self._ledger.tenure_at(one) is tenure]
         if any(one.at > asked for one in mine) or any(two.offset < one.offset for one, two in pairwise(mine)):
             return True
         ended = tenure.ended or 0
@@ -192,7 +190,7 @@ class _Repeats:
         """Counted against what had been told when the next owner asked where to begin."""
         asked = self._asked_next()
         last: dict[Tenure, int] = {}
-        for commit in sorted(self._ledger.commits, key=lambda one: one.at):
+        for commit in self._told:
             tenure = self._ledger.tenure_at(commit)
             if tenure is not None and commit.at <= asked.get(tenure, commit.at):
                 last[tenure] = commit.offset
