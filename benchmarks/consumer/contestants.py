@@ -11,6 +11,7 @@ from benchmarks.producer.environment import QUIX
 
 OURS, BASE = "safekafka", "raw-consume"  # every ratio is to the base
 POLL, SAFE_FASTSTREAM = "raw-poll", "faststream"
+STEADY = "raw-consume-tuned"  # no pauses of the client in it: it tells how many records the raw loops and ours handle
 PAIR = (OURS, BASE)  # run one right after the other in each round
 
 
@@ -56,9 +57,10 @@ _LIST = (
         "raw:Poll",
         "confluent-kafka",
         "`poll()`, auto-commit: commits what was taken, handled or not",
+        as_many_as_base=True,
     ),
     Contestant(
-        "raw-consume-tuned",
+        STEADY,
         "raw consume(500), tuned",
         "raw:Tuned",
         "confluent-kafka",
@@ -66,7 +68,12 @@ _LIST = (
         as_many_as_base=True,
     ),
     Contestant(
-        "raw-poll-tuned", "raw poll(), tuned", "raw:TunedPoll", "confluent-kafka", "as raw poll(), with the same 50"
+        "raw-poll-tuned",
+        "raw poll(), tuned",
+        "raw:TunedPoll",
+        "confluent-kafka",
+        "as raw poll(), with the same 50",
+        as_many_as_base=True,
     ),
     Contestant(
         "raw-sync",

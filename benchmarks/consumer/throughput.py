@@ -6,7 +6,7 @@ from __future__ import annotations
 from benchmarks.common.clusters import Brokers
 from benchmarks.common.journal import Row
 from benchmarks.common.plan import say
-from benchmarks.consumer.contestants import BASE, CONTESTANTS
+from benchmarks.consumer.contestants import BASE, CONTESTANTS, STEADY
 from benchmarks.consumer.plan import Plan
 from benchmarks.consumer.processes import run_worker
 from benchmarks.consumer.topics import Filled, check_committed, most_records, new_group
@@ -31,15 +31,17 @@ def measure(plan: Plan, brokers: Brokers) -> None:
 
 
 def _calibrate(plan: Plan, brokers: Brokers) -> dict[str, int]:
-    """How many records each contestant handles in a run, so that a run takes about as long for everybody."""
+    """How many records each contestant handles in a run, so that a run takes about as long for everybody; those with
+    pauses of the client as many as they would without, so that a run has its share of them."""
     counts: dict[str, int] = {}
+    steady = STEADY if STEADY in plan.peers else BASE
     with brokers.round():
         filled = Filled(brokers)
-        for peer in sorted(plan.peers, key=lambda name: name != BASE):
+        for peer in sorted(plan.peers, key=lambda name: name != steady):
             if brokers.name not in CONTESTANTS[peer].clusters:
                 continue
-            if CONTESTANTS[peer].as_many_as_base and BASE in counts:
-                counts[peer] = counts[BASE]
+            if CONTESTANTS[peer].as_many_as_base and steady in counts:
+                counts[peer] = counts[steady]
                 continue
             found = plan.attempt(peer, {"cluster": brokers.name}, _fitting, plan, brokers, filled, peer)
             if found is not None:
@@ -49,7 +51,7 @@ def _calibrate(plan: Plan, brokers: Brokers) -> dict[str, int]:
 
 
 def _fitting(plan: Plan, brokers: Brokers, filled: Filled, peer: str) -> Row:
-    """From a first run, which is too short to tell, to a second one that tells."""
+    """From a first run, which is too short to tell, to one of nearly the whole length."""
     if plan.records:
         return {"records": plan.records}
     most = most_records(brokers.name)

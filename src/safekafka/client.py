@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import socket
 import threading
 import time
 import weakref
@@ -52,18 +53,46 @@ def _keep_parents_clients() -> None:
 
     So the handles are never freed, not even at exit: one reference more than anybody will ever give back.
     """
+    global _forked
+    _forked = True
     for client in list(_clients):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
 
 
 _SETTLE_SECONDS = 0.25
+_LOOK_UP_SECONDS = 5.0
 _made_at = -_SETTLE_SECONDS
+_forked = False  # and not yet known to be able to look up an address
 
 
 def _let_clients_settle() -> None:
     """Before a fork: a new client's threads look up the brokers' addresses, under a lock of the C library (glibc's
     `__check_pf`) that a fork does not renew. A child forked meanwhile could never look up an address."""
-    time.sleep(max(0.0, _made_at + _SETTLE_SECONDS - time.monotonic()))
+    while (left := _made_at + _SETTLE_SECONDS - time.monotonic()) > 0:  # others may make one meanwhile
+        time.sleep(left)
+
+
+def _look_up() -> None:
+    with contextlib.suppress(OSError):
+        socket.getaddrinfo("127.0.0.1", None, flags=socket.AI_ADDRCONFIG)
+
+
+def _check_look_up() -> None:
+    """In a forked child, before its first client: what `_let_clients_settle` can't rule out is no silence at least."""
+    global _forked
+    if not _forked:
+        return
+    probe = threading.Thread(target=_look_up, name="safekafka-look-up", daemon=True)
+    probe.start()
+    probe.join(_LOOK_UP_SECONDS)
+    if probe.is_alive():
+        raise SafeKafkaError(
+            "this process can't look up an address, so no client could connect: it was forked while a thread of its "
+            "parent looked one up, and the C library's lock of that stays locked here for good. Nothing was accepted. "
+            "Remedy: end this process and fork again; or fork before the parent makes a producer or consumer; or start "
+            "workers by multiprocessing's 'spawn' or 'forkserver'."
+        )
+    _forked = False
 
 
 os.register_at_fork(before=_let_clients_settle, after_in_child=_keep_parents_clients)
@@ -199,6 +228,7 @@ def build_client(
     complete["logger"] = _Sink(complete.get("logger", _bridge), watch.on_log)
     if problems:
         raise UnsafeConfigError([*problems, *_refused_by_client(kind, settings)])
+    _check_look_up()
     try:
         client: Any = (_Producer if kind is Producer else _Consumer)(complete)
         _clients.add(client)

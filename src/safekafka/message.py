@@ -11,7 +11,7 @@ Not thread safe for one message; a message has one owner at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safekafka.record import HeaderList
 
@@ -49,3 +49,12 @@ def with_headers(messages: Iterable[Message]) -> list[Message]:
             _mend(message)
             found.append(message)
     return found
+
+
+def put_back(message: Message, value: Any, key: Any, headers: Any) -> None:
+    """What it had before a handler got it, who may have changed it: its next attempt and its dead letter are of what
+    came. `headers`: a copy."""
+    message.set_value(value)
+    message.set_key(key)
+    if headers or message.headers():
+        message.set_headers(list(headers or ()))

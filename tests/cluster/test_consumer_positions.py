@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from safekafka import RecordsExpired, SafeConsumer
@@ -56,6 +56,8 @@ class Group:
         try:
             found = client.committed([TopicPartition(self.topic, number) for number in range(partitions)], timeout=10)
             return [partition.offset for partition in found]
+        except KafkaException as error:  # the coordinator of a new cluster's first group is being looked for
+            return [error.args[0].code()]
         finally:
             client.close()
 

@@ -16,6 +16,7 @@ from safekafka import DeadLetterFailed, Retry, SafeConsumer
 from safekafka.deadletter.about import About
 from safekafka.deadletter.config import DeadLetter
 from safekafka.deadletter.dialects import NATIVE, PREFIX, STREAMS, read, written
+from safekafka.deadletter.progress import topic_id_of
 from safekafka.deadletter.publisher import DeadLetterPublisher
 from safekafka.deadletter.replay import Selection, discard, looked_at, progress_group, replay
 from safekafka.testing import KafkaCluster
@@ -211,8 +212,39 @@ def test_a_replay_passes_over_markers_and_aborted_letters_and_waits_for_no_open_
     watcher = Consumer({**config, "group.id": progress_group(dead_letters)})
     partition = TopicPartition(dead_letters, 0)
     (kept,) = watcher.committed([partition], timeout=30)
-    assert (kept.offset, kept.metadata or "") == (watcher.get_watermark_offsets(partition, timeout=30)[1], "")
+    assert kept.offset == watcher.get_watermark_offsets(partition, timeout=30)[1]
+    assert (kept.metadata or "").endswith(f":{topic_id_of(kept.metadata or '')}:"), "nothing is done beyond it"
     watcher.close()
+
+
+@pytest.mark.timeout(180)
+def test_a_topic_that_is_made_anew_and_grows_past_the_progress_has_all_its_letters_replayed(
+    kafka_cluster: KafkaCluster, topic: str, dead_letters: str
+) -> None:
+    servers = kafka_cluster.bootstrap_servers
+    config = {"bootstrap.servers": servers}
+
+    def write(*numbers: int) -> None:
+        producer = Producer(config)
+        for number in numbers:
+            origin = written(About(topic, 0, number), NATIVE)
+            producer.produce(dead_letters, b"%d" % number, b"k", partition=0, headers=origin)
+        assert producer.flush(30) == 0
+
+    write(0, 1, 2)
+    assert replay(config, dead_letters, Selection()).done == 3
+    keeper = Consumer({**config, "group.id": progress_group(dead_letters), "enable.auto.commit": False})
+    (kept,) = keeper.committed([TopicPartition(dead_letters, 0)], timeout=30)
+    assert topic_id_of(kept.metadata or "")
+    kafka_cluster.delete_topic(dead_letters)
+    kafka_cluster.create_topic(dead_letters, partitions=2)
+    write(3, 4, 5, 6)
+    # Brokers forget the offsets of a topic that is deleted, but not what is committed behind that.
+    keeper.commit(offsets=[kept], asynchronous=False)
+    keeper.close()
+    assert replay(config, dead_letters, Selection()).done == 4
+    assert replay(config, dead_letters, Selection()).done == 0
+    assert [message.value() for message in read_log(servers, topic, timeout=60)] == [b"%d" % n for n in range(7)]
 
 
 @pytest.mark.timeout(180)

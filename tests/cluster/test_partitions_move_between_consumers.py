@@ -62,6 +62,31 @@ def test_C3_partitions_that_move_in_order_lose_nothing_and_repeat_nothing(
 
 
 @PROTOCOLS
+@pytest.mark.timeout(180)
+def test_C6_a_member_that_stops_leaves_its_partitions_to_the_others_at_once(
+    kafka_cluster: KafkaCluster, topic: str, protocol: dict[str, Any]
+) -> None:
+    """And not when its session has timed out: after 6 seconds here, after 45 with the classic protocol."""
+    config = {"bootstrap.servers": kafka_cluster.bootstrap_servers, "group.id": f"{topic}-group", **protocol}
+    one, two = SafeConsumer(config, [topic]), SafeConsumer(config, [topic])
+    threads = [threading.Thread(target=consumer.run, args=(lambda _: None,)) for consumer in (one, two)]
+    try:
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: one.stats().assigned + two.stats().assigned == 3, 60, "the first assignment")
+        wait_until(lambda: one.stats().assigned in (1, 2), 60, lambda: f"both: {one.stats()}, {two.stats()}")
+        wait_until(lambda: one.stats().assigned + two.stats().assigned == 3, 60, "the rest")
+        began = time.monotonic()
+        one.close()
+        wait_until(lambda: two.stats().assigned == 3, 60, lambda: f"{two.stats()}")
+        assert time.monotonic() - began < 5
+    finally:
+        for consumer, thread in zip((one, two), threads, strict=True):
+            consumer.close()
+            thread.join(60)
+
+
+@PROTOCOLS
 @pytest.mark.timeout(240)
 def test_B_C15_B_C16_a_loop_that_was_away_too_long_moves_no_offset_of_those_who_handled_its_messages(
     kafka_cluster: KafkaCluster, topic: str, protocol: dict[str, Any], caplog: pytest.LogCaptureFixture

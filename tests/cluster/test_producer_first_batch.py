@@ -6,7 +6,9 @@ first, and takes what comes a moment later: from a raw client also the second ba
 
 from __future__ import annotations
 
+import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from confluent_kafka import ElectionType, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from safekafka import SafeProducer
-from safekafka.testing import KafkaCluster
+from safekafka.testing import KafkaCluster, KafkaClusterError
 from safekafka.testing.ledger import Entry, audit_log, log_entries, read_log
 from tests.processes import wait_until
 
@@ -73,11 +75,15 @@ def elections(cluster: KafkaCluster, folder: Path, count: int) -> None:
             for client in raw:
                 client.poll(0.01)
         cluster.resume(ELECTED)
-        for client in raw:
-            assert client.flush(60) == 0
+        end = time.monotonic() + 60
+        for client in raw:  # for comparison: what it tells is looked at, not how long it takes
+            client.flush(max(0.0, end - time.monotonic()))
+            client.purge()
+        end = time.monotonic() + 240
         for producers in safe.values():
             for producer in producers:
-                assert producer.flush(60) == 0
+                left = producer.flush(max(0.0, end - time.monotonic()))
+                assert left == 0, f"{left} records left; {_state(cluster, [*topics.values()])}"
                 producer.close()
 
     cluster.wait_ready(60)
@@ -90,6 +96,21 @@ def elections(cluster: KafkaCluster, folder: Path, count: int) -> None:
 
     report("raw", told)  # for comparison
     assert [report(kind, entries) for kind, entries in sent.items()] == ["", ""]
+
+
+def _state(cluster: KafkaCluster, topics: list[str]) -> str:
+    """Who leads, who is in sync, and what the brokers complain of, for who reads of a failure later."""
+    partitions = [(topic, number) for topic in topics for number in range(CLIENTS)]
+    leading: object
+    try:
+        leading = dict(Counter((cluster.leader_of(*one), *cluster.isr_of(*one)) for one in partitions))
+    except KafkaClusterError as error:  # must not hide how many records are left
+        leading = error
+    logs = {path.stem: path.read_text(errors="replace").splitlines() for path in sorted(cluster.logs.glob("*.log"))}
+    heard = {
+        name: [line[:300] for line in log if " WARN " in line or " ERROR " in line][-3:] for name, log in logs.items()
+    }
+    return f"leader and ISR: {leading}; load: {os.getloadavg()}; logs: {heard}"
 
 
 def _note(told: list[Entry], entry: Entry) -> Callable[..., None]:

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from safekafka import DeadLetter, Retry, SafeConsumer, SafeProducer
 from safekafka.cli.app import app
+from safekafka.consumer.topic_ids import TopicIds
 from safekafka.deadletter import replay as replaying
 from safekafka.deadletter.config import described
 from safekafka.deadletter.dialects import DIALECTS, read
@@ -241,6 +242,20 @@ def test_filters_leave_the_others_for_later_and_nothing_is_replayed_twice(cluste
     assert sorted(values(cluster)) == sorted([*expected, "other"])
 
 
+def test_until_and_since_divide_the_letters_by_when_they_failed(cluster: MockCluster) -> None:
+    at = 1_767_225_600_000  # 2026-01-01T00:00:00Z
+    for value, failed_at in (("later", at + 1), ("earlier", at - 1), ("then", at), ("long before", 0)):
+        origin = [("topic", TOPIC), ("partition", "0"), ("offset", "7"), ("failed_at", str(failed_at))]
+        raw(cluster, value.encode(), [(f"safekafka.dlq.{name}", told) for name, told in origin])
+    when = "2026-01-01T00:00:00Z"
+    for option, told in (("--until", ["1", "3"]), ("--since", ["0", "2"])):
+        assert [row.split()[1] for row in Ran(cluster, "list", option, when).out.splitlines()[1:]] == told
+    assert Ran(cluster, "replay", "--until", when).out == "2 letters replayed, 2 others stay open.\n"
+    assert values(cluster) == ["earlier", "long before"]
+    assert Ran(cluster, "replay", "--since", when).out == "2 letters replayed.\n"
+    assert values(cluster) == ["earlier", "long before", "later", "then"]
+
+
 def test_a_dry_run_counts_and_changes_nothing(cluster: MockCluster, write: Write) -> None:
     write("a", "b")
     ran = Ran(cluster, "replay", "--dry-run", "--json")
@@ -438,7 +453,7 @@ def test_progress_groups_are_independent_and_kept_as_committed_offsets(cluster: 
     client = Consumer({"bootstrap.servers": cluster.bootstrap_servers, "group.id": f"safekafka-replay-{DEAD}"})
     (answer,) = client.committed([TopicPartition(DEAD, 1)], timeout=10)
     client.close()
-    assert answer.offset == 2
+    assert (answer.offset, answer.metadata) == (2, "safekafka-replay-2::")  # mock brokers tell no id of the topic
     assert Ran(cluster, "replay", "--progress-group", "mine").out == "2 letters replayed.\n"
     assert values(cluster) == ["a", "b", "a", "b"]
 
@@ -449,6 +464,70 @@ def test_progress_of_a_topic_that_was_made_anew_skips_none_of_its_letters(cluste
     client.close()
     write("a", "b")
     assert Ran(cluster, "replay").out == "2 letters replayed.\n"
+
+
+@pytest.fixture
+def ids(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """What is told of the dead letter topic's id at each question, the last one for ever. Mock brokers tell none."""
+    told: list[str | None] = ["first"]
+
+    def ask(*_: Any) -> dict[str, str]:
+        found = told.pop(0) if len(told) > 1 else told[0]
+        return {} if found is None else {DEAD: found}
+
+    monkeypatch.setattr(LetterLog, "_can_tell_ids", lambda _: True)
+    monkeypatch.setattr(TopicIds, "ask", ask)
+    return told
+
+
+def test_progress_is_of_the_topic_with_that_id_also_where_one_made_anew_has_grown_past_it(
+    cluster: MockCluster, write: Write, ids: list[str | None]
+) -> None:
+    write("a", "b", error=ValueError("no"))
+    write("c", error=KeyError("no"))
+    write("d", "e", error=ValueError("no"))
+    assert Ran(cluster, "replay", "--error", "KeyError").out == "1 letter replayed, 4 others stay open.\n"
+    ids[:] = ["second"]
+    assert len(Ran(cluster, "list", "--json").lines) == 5
+    ids[:] = ["first"]
+    assert len(Ran(cluster, "list", "--json").lines) == 4, "what only looks changes nothing"
+    ids[:] = ["second"]
+    for done in (5, 0):
+        assert Ran(cluster, "replay", "--json").lines[0]["done"] == done
+    assert values(cluster) == ["c", "a", "b", "c", "d", "e"]
+    # Told no more for a while, as by brokers that go back to a version without ids: believed, and not forgotten.
+    ids[:] = ["A" * 22]
+    write("f")
+    assert Ran(cluster, "replay").out == "1 letter replayed.\n"
+    ids[:] = ["second"]
+    assert Ran(cluster, "replay").out == "0 letters replayed.\n"
+    ids[:] = ["third"]
+    assert Ran(cluster, "replay").out == "6 letters replayed.\n"
+
+
+def test_progress_that_others_have_set_is_believed_and_is_of_this_topic_from_then_on(
+    cluster: MockCluster, write: Write, ids: list[str | None]
+) -> None:
+    write("a", "b", "c")
+    client = Consumer({"bootstrap.servers": cluster.bootstrap_servers, "group.id": f"safekafka-replay-{DEAD}"})
+    client.commit(offsets=[TopicPartition(DEAD, 1, 2, "node-7")], asynchronous=False)
+    client.close()
+    assert Ran(cluster, "replay").out == "1 letter replayed.\n"
+    ids[:] = ["second"]
+    assert Ran(cluster, "replay").out == "3 letters replayed.\n"
+
+
+def test_an_id_that_is_not_told_in_time_is_asked_for_again_and_never_passed_over(
+    cluster: MockCluster, write: Write, ids: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("a")
+    ids[:] = [None, None, "first"]
+    assert Ran(cluster, "replay").out == "1 letter replayed.\n"
+    monkeypatch.setattr("safekafka.deadletter.log._PATIENCE", 0.5)
+    ids[:] = [None]
+    ran = Ran(cluster, "replay")
+    assert ran.status == 1
+    assert "asked for its id: no answer to describe_topics (_TIMED_OUT)" in ran.err
 
 
 # ---- discard

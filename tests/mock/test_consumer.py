@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ from safekafka import (
     Retry,
     SafeConsumer,
     SafeKafkaError,
+    current,
 )
 from safekafka.client import _Consumer
 from safekafka.consumer.threads import ThreadPool
@@ -353,7 +355,7 @@ def test_B_C13_a_consumer_paused_for_back_pressure_goes_on_after_a_rebalance(clu
 
     thread = threading.Thread(target=consumer.run, args=(handle,))
     thread.start()
-    wait_until(lambda: consumer._session._paused, 30, "the pause")
+    wait_until(lambda: consumer.stats().paused, 30, "the pause")
     other = consumer_of(cluster, config)
     joined = threading.Thread(target=other.run, args=(handle,))
     joined.start()
@@ -441,9 +443,118 @@ def test_C6_waiting_for_a_retry_does_not_hold_up_the_stop(cluster: MockCluster) 
 
     began = time.monotonic()
     consumer.run(fail)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 10  # drain_timeout is 15: what waits is not waited for
     assert committed(cluster)[0] == 0
     assert read_log(cluster.bootstrap_servers, DEAD, timeout=30) == []
+
+
+@pytest.mark.parametrize("strategy", ["range", "cooperative-sticky"])
+def test_C6_a_stop_during_a_revocation_counts_from_its_own_moment(cluster: MockCluster, strategy: str) -> None:
+    fill(cluster, 6)
+    options = {"concurrency": 3, "drain_timeout": 30, "shutdown_timeout": 4}
+    consumer = consumer_of(cluster, {"partition.assignment.strategy": strategy}, **options)
+    stuck, begun, revoked, never = set[int](), threading.Event(), threading.Event(), threading.Event()
+
+    def handle(message: Message) -> None:
+        stuck.add(message.partition() or 0)
+        if len(stuck) == 3:
+            begun.set()
+        never.wait(120)
+
+    consumer.subscribe([TOPIC], on_revoke=lambda *_: revoked.set())
+    one = threading.Thread(target=consumer.run, args=(handle,))
+    one.start()
+    assert begun.wait(60)
+    other = consumer_of(cluster, {"partition.assignment.strategy": strategy})
+    two = threading.Thread(target=other.run, args=(lambda _: None,))
+    two.start()
+    assert revoked.wait(60)
+    began = time.monotonic()
+    consumer.stop()
+    one.join(60)
+    seconds = time.monotonic() - began
+    never.set()
+    other.close()
+    two.join(60)
+    assert seconds < 4 + 5
+
+
+def test_C3_the_partitions_of_a_revocation_share_one_deadline(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(cluster, 3)
+    consumer = consumer_of(cluster, concurrency=3, drain_timeout=3, shutdown_timeout=4)
+    begun, never = set[int](), threading.Event()
+
+    def handle(message: Message) -> None:
+        begun.add(message.partition() or 0)
+        never.wait(120)
+
+    times: list[float] = []
+    consumer.subscribe([TOPIC], on_revoke=lambda *_: times.append(time.monotonic()))
+    one = threading.Thread(target=consumer.run, args=(handle,))
+    one.start()
+    wait_until(lambda: len(begun) == 3, 60, "a handler in each partition")
+    other = consumer_of(cluster)
+    two = threading.Thread(target=other.run, args=(lambda _: None,))
+    two.start()
+    wait_until(lambda: "partitions_revoked" in caplog.text, 60, lambda: caplog.text)
+    seconds = time.monotonic() - times[0]
+    never.set()
+    for member, thread in ((consumer, one), (other, two)):
+        member.close()
+        thread.join(60)
+    assert caplog.text.count("handler_abandoned") == 1
+    assert 3 <= seconds < 5
+
+
+def test_C5_attempts_are_counted_anew_behind_a_dead_letter(cluster: MockCluster) -> None:
+    fill(cluster, 4, partition=0)
+    attempts: list[tuple[int, int]] = []
+
+    def handle(message: Message) -> None:
+        attempts.append((message.offset() or 0, current().attempt))
+        if message.offset() in (0, 2):
+            raise ValueError("bad")
+        if message.offset() == 3:
+            consumer.stop()
+
+    consumer = consumer_of(cluster, dead_letter=DEAD)
+    consumer.run(handle)
+    assert attempts == [(0, 1), (0, 2), (0, 3), (1, 1), (2, 1), (2, 2), (2, 3), (3, 1)]
+
+
+@pytest.mark.parametrize("way", ["sync", "async", "batch"])
+def test_C5_each_attempt_and_the_dead_letter_get_the_message_as_it_came(cluster: MockCluster, way: str) -> None:
+    """Whatever the handler made of it before it failed."""
+    producer = Producer({"bootstrap.servers": cluster.bootstrap_servers})
+    producer.produce(TOPIC, b'{"total": 7}', b"k", partition=0, headers=[("h", b"1")])
+    assert producer.flush(30) == 0
+    seen: list[Any] = []
+
+    def handle(message: Message) -> None:
+        seen.append((message.value(), message.key(), list(message.headers() or [])))
+        message.set_value(json.loads(message.value() or b""))
+        message.set_key("another")  # type: ignore[arg-type]
+        headers = message.headers()
+        assert isinstance(headers, list)
+        headers.append(("more", b"2"))
+        threading.Timer(0.5, consumer.stop).start()
+        raise ConnectionError("the database is down")
+
+    async def ahandle(message: Message) -> None:
+        handle(message)
+
+    consumer = consumer_of(cluster, dead_letter=DEAD)
+    if way == "batch":
+        consumer.run_batches(lambda messages: handle(messages[0]), max_records=10, max_wait=0.1)
+    else:
+        consumer.run(handle if way == "sync" else ahandle)
+    original = (b'{"total": 7}', b"k", [("h", b"1")])
+    assert seen == [original] * 3
+    (letter,) = read_log(cluster.bootstrap_servers, DEAD, timeout=30)
+    assert (letter.value(), letter.key()) == original[:2]
+    assert [header for header in letter.headers() or [] if not header[0].startswith(PREFIX)] == original[2]
 
 
 @pytest.mark.parametrize(

@@ -353,6 +353,150 @@ def test_a_batch_without_dead_letters_stops_at_the_poison_message_with_what_stan
     assert committed(cluster)[0] == 50
 
 
+def run_batches(consumer: SafeConsumer, handler: Callable[[list[Message]], None], is_async: bool, size: int) -> None:
+    async def handle_async(messages: list[Message]) -> None:
+        handler(messages)
+
+    guard = threading.Timer(60, consumer.stop)
+    guard.start()
+    try:
+        consumer.run_batches(handle_async if is_async else handler, max_records=size, max_wait=5.0)
+    finally:
+        guard.cancel()
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    ("error", "attempts", "wait"),
+    [(RetryLater(0.3), 1, 0.0), (ValueError("poison"), 99, 0.3), (ValueError("poison"), 2, 0.7)],
+    ids=["RetryLater", "out of time as a batch", "out of time alone"],
+)
+def test_B_C02_max_hold_bounds_a_message_of_a_batch_in_all(
+    cluster: MockCluster,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    attempts: int,
+    wait: float,
+    is_async: bool,
+) -> None:
+    """However often the batch is split until the message stands alone."""
+    fill(cluster, [b"k"] * 16, partition=0)
+    retry = Retry(attempts=attempts, wait=tenacity.wait_fixed(wait), max_hold=1.0)
+    consumer = consumer_of(cluster, dead_letter=DEAD, retry=retry)
+    handled: list[int] = []
+    failed: list[tuple[int, float]] = []  # how many in the batch, and when
+
+    def handle(messages: list[Message]) -> None:
+        offsets = [message.offset() or 0 for message in messages]
+        if 5 in offsets:
+            failed.append((len(offsets), time.monotonic()))
+            raise error
+        handled.extend(offsets)
+        if len(handled) == 15:
+            consumer.stop()
+
+    run_batches(consumer, handle, is_async, 16)
+    assert handled == [offset for offset in range(16) if offset != 5], "left out, twice, or out of order"
+    assert [size for size, _ in failed][-4:] == [8, 4, 2, 1], failed
+    assert 0.5 < failed[-1][1] - failed[0][1] < 3, failed
+    held = [record.getMessage() for record in caplog.records if "partition_held" in record.getMessage()]
+    assert len(held) == 1, held
+    assert "offset=5 " in held[0]
+    assert [record.value() for record in read_log(cluster.bootstrap_servers, DEAD, timeout=20)] == [b"5"]
+    assert committed(cluster)[0] == 16
+
+
+def test_B_C02_every_message_of_a_batch_that_is_out_of_time_is_tried_alone_once_and_told_of(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(cluster, [b"k"] * 8, partition=0)
+    consumer = consumer_of(cluster, dead_letter=DEAD, retry=Retry(max_hold=0.5))
+    alone: list[int] = []
+    begun: list[float] = []
+
+    def handle(messages: list[Message]) -> None:
+        begun.append(time.monotonic())
+        offsets = [message.offset() or 0 for message in messages]
+        if len(offsets) == 1:
+            alone.extend(offsets)
+            if offsets == [7]:
+                consumer.stop()
+        raise RetryLater(0.2)
+
+    run_batches(consumer, handle, False, 8)
+    assert alone == list(range(8))
+    assert begun[-1] - begun[0] < 3
+    held = [record.getMessage() for record in caplog.records if "partition_held" in record.getMessage()]
+    assert [f"offset={offset} " in line for offset, line in enumerate(held)] == [True] * 8, held
+    assert len(read_log(cluster.bootstrap_servers, DEAD, timeout=20)) == 8
+    assert committed(cluster)[0] == 8
+
+
+def test_B_C02_a_message_of_a_batch_out_of_time_stops_the_consumer_where_there_are_no_dead_letters(
+    cluster: MockCluster,
+) -> None:
+    fill(cluster, [b"k"] * 8, partition=0)
+    consumer = consumer_of(cluster, retry=Retry(max_hold=0.5))
+
+    def handle(messages: list[Message]) -> None:
+        if any(message.offset() == 5 for message in messages):
+            raise RetryLater(0.2)
+
+    with pytest.raises(HandlerFailed, match=r"orders\[0\]@5"):
+        run_batches(consumer, handle, False, 8)
+    assert committed(cluster)[0] == 5
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_reject_of_one_message_splits_its_batch_at_once_until_it_stands_alone(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture, is_async: bool
+) -> None:
+    fill(cluster, [b"k"] * 8, partition=0)
+    consumer = consumer_of(cluster, dead_letter=DEAD, retry=Retry(attempts=9, wait=tenacity.wait_fixed(300)))
+    handled: list[int] = []
+    sizes: list[int] = []
+
+    def handle(messages: list[Message]) -> None:
+        offsets = [message.offset() or 0 for message in messages]
+        sizes.append(len(offsets))
+        if 2 in offsets:
+            raise Reject("never")
+        handled.extend(offsets)
+        if len(handled) == 7:
+            consumer.stop()
+
+    run_batches(consumer, handle, is_async, 8)
+    assert handled == [0, 1, 3, 4, 5, 6, 7]
+    assert sizes == [8, 4, 2, 2, 1, 1, 4]
+    assert "handler_retry" not in caplog.text
+    assert [record.value() for record in read_log(cluster.bootstrap_servers, DEAD, timeout=20)] == [b"2"]
+    assert committed(cluster)[0] == 8
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_current_tells_the_handler_of_a_batch_which_attempt_it_is(cluster: MockCluster, is_async: bool) -> None:
+    fill(cluster, [b"k"] * 4, partition=0)
+    consumer = consumer_of(cluster, retry=Retry(attempts=3, wait=tenacity.wait_none()))
+    errors: list[Exception] = [ValueError("once"), RetryLater(0.1), ValueError("twice")]
+    attempts: list[int] = []
+    sizes: list[int] = []
+
+    def handle(messages: list[Message]) -> None:
+        attempts.append(safekafka.current().attempt)
+        sizes.append(len(messages))
+        if errors:
+            raise errors.pop(0)
+        if len(sizes) == 5:
+            consumer.stop()
+        else:
+            fill(cluster, [b"k"] * 4, partition=0)
+
+    run_batches(consumer, handle, is_async, 4)
+    assert attempts == [1, 2, 2, 3, 1], "RetryLater counted, or the next batch did not begin at 1"
+    assert sizes == [4] * 5
+    assert committed(cluster)[0] == 8
+
+
 # ---- the circuit
 
 

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import lzma
+import pickle
+import struct
+import subprocess
+import sys
 import threading
 import time
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +26,8 @@ from confluent_kafka.schema_registry.json_schema import (
     JSONDeserializer,
     JSONSerializer,
 )
-from confluent_kafka.serialization import MessageField, SerializationContext, StringDeserializer
+from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError, StringDeserializer
+from google.protobuf.wrappers_pb2 import StringValue
 
 from safekafka import HandlerFailed, Retry, SafeConsumer, SafeKafkaError
 from safekafka.testing import MockCluster
@@ -149,6 +158,11 @@ def test_a_handler_that_fails_finds_the_decoded_value_again_and_the_dead_letter_
     assert letter.value() == b"7"
 
 
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 class Outage:
     """A registry that answers in one of these ways until `end`."""
 
@@ -167,6 +181,10 @@ class Outage:
     ("error", "seconds"),
     [
         (SchemaRegistryError(503, 50301, "not now"), 10.0),
+        (SchemaRegistryError(404, -1, "Unknown Schema Registry Error: b'default backend - 404'"), 3.0),
+        (SchemaRegistryError(404, 404, "HTTP 404 Not Found"), 3.0),
+        (SchemaRegistryError(404, None, "no Route matched"), 3.0),  # type: ignore[arg-type]
+        (caused(SerializationError("no schema"), SchemaRegistryError(404, -1, "a proxy")), 3.0),
         (ConnectionRefusedError("registry"), 3.0),
         (TimeoutError("registry"), 3.0),
     ],
@@ -193,6 +211,63 @@ def test_a_schema_that_the_registry_does_not_know_is_poison(cluster: MockCluster
     )
     assert run(consumer, 1) == [(b"key", {"id": 1})]
     assert len(read_log(cluster.bootstrap_servers, DEAD, timeout=20)) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SchemaRegistryError(404, 40401, "Subject not found"),
+        SchemaRegistryError(404, 40402, "Version not found"),
+        SchemaRegistryError(404, 40403, "Schema not found"),
+        SchemaRegistryError(422, 42202, "Invalid version"),
+        caused(SerializationError("no schema"), SchemaRegistryError(404, 40403, "Schema not found")),
+    ],
+)
+def test_so_is_one_of_which_the_registry_says_so_with_a_code_of_its_own(cluster: MockCluster, error: Exception) -> None:
+    dead_letters_what_a_decoder_refuses(cluster, raising(error))
+
+
+def raising(error: Exception) -> Callable[[bytes], Any]:
+    def decode(_: bytes) -> Any:
+        raise error
+
+    return decode
+
+
+def dead_letters_what_a_decoder_refuses(cluster: MockCluster, refusing: Callable[[bytes], Any]) -> None:
+    fill(cluster, [b"bad", b"good"])
+
+    def decode(value: bytes | None) -> Any:
+        return "good" if value == b"good" else refusing(value or b"")
+
+    consumer = consumer_of(cluster, value_deserializer=decode, dead_letter=DEAD)
+    assert run(consumer, 1) == [(b"key", "good")]
+    assert [letter.value() for letter in read_log(cluster.bootstrap_servers, DEAD, timeout=20)] == [b"bad"]
+    assert committed(cluster) == 2
+
+
+@pytest.mark.parametrize(
+    "refusing",
+    [
+        zlib.decompress,
+        gzip.decompress,
+        lzma.decompress,
+        pickle.loads,
+        lambda value: struct.unpack("<q", value),
+        StringValue.FromString,
+    ],
+    ids=["zlib", "gzip", "lzma", "pickle", "struct", "protobuf"],
+)
+def test_what_other_decoders_raise_about_the_bytes_is_poison_too(
+    cluster: MockCluster, refusing: Callable[[bytes], Any]
+) -> None:
+    dead_letters_what_a_decoder_refuses(cluster, refusing)
+
+
+def test_protobuf_is_not_imported_for_that() -> None:
+    program = "import sys; import safekafka.consumer.decoding; print('google.protobuf' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"
 
 
 async def of_async_registry(values: list[dict[str, Any]]) -> tuple[AsyncJSONDeserializer, list[bytes]]:

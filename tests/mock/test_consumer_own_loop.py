@@ -19,6 +19,7 @@ import pytest
 from confluent_kafka import OFFSET_INVALID, Consumer, Message, Producer, TopicPartition
 
 from safekafka import ClosedError, Retry, SafeConsumer, SafeKafkaError
+from safekafka.consumer import own_loop
 from safekafka.testing import MockCluster
 from tests.processes import wait_until
 
@@ -385,6 +386,110 @@ def test_seek_goes_on_at_the_offset_and_what_was_handed_out_before_does_not_coun
         with pytest.raises(ValueError, match="not assigned"):
             consumer.seek(TopicPartition("another", 0, 4))
     assert committed(cluster)[0] == 5
+
+
+def test_C7_messages_of_before_a_seek_are_not_kept_however_often_that_is(cluster: MockCluster) -> None:
+    producer = Producer({"bootstrap.servers": cluster.bootstrap_servers})
+    for _ in range(4):
+        producer.produce(TOPIC, b"x" * 900_000, partition=0)
+    assert producer.flush(30) == 0
+    with consumer_of(cluster, max_in_flight_bytes=8 << 20) as consumer:
+        for _ in range(12):
+            assert len(take(consumer, 4)) == 4
+            assert consumer._own_loop is not None
+            assert len(consumer._own_loop._out) == 4
+            consumer.seek(TopicPartition(TOPIC, 0, 0))
+
+
+def test_done_of_a_message_that_was_given_up_is_false_and_of_the_same_offset_handed_out_anew_true(
+    cluster: MockCluster,
+) -> None:
+    fill(cluster, 4, partition=0)
+    with consumer_of(cluster) as consumer:
+        before = take(consumer, 4)
+        consumer.seek(TopicPartition(TOPIC, 0, 0))
+        assert not consumer.done(before[0]), "still kept"
+        between = take(consumer, 4)
+        consumer.seek(TopicPartition(TOPIC, 0, 0))
+        after = take(consumer, 4)
+        assert [message.offset() for message in after] == [0, 1, 2, 3]
+        assert consumer.done(after[1])
+        assert [consumer.done(message) for message in (*before[1:], *between)] == [False] * 7
+        for message in (before[1], between[1], after[1]):
+            with pytest.raises(ValueError, match="done already"):
+                consumer.done(message)
+        assert consumer.done(after[0])
+    assert committed(cluster)[0] == 2
+
+
+def test_an_object_that_takes_the_place_of_one_given_up_is_done_once(cluster: MockCluster) -> None:
+    """Python gives the identity of an object that is no more to the next one."""
+    fill(cluster, 500, partition=0)
+    with consumer_of(cluster) as consumer:
+        again = 0
+        for _ in range(2):
+            messages = take(consumer, 500)
+            before = {id(message) for message in messages}
+            consumer.seek(TopicPartition(TOPIC, 0, 0))
+            (message,) = take(consumer, 1)
+            del messages
+            consumer.seek(TopicPartition(TOPIC, 0, 0))
+            messages = take(consumer, 500)
+            again += len(before & set(map(id, messages)))
+            for message in messages:
+                assert consumer.done(message)
+                with pytest.raises(ValueError, match="done already"):
+                    consumer.done(message)
+            consumer.seek(TopicPartition(TOPIC, 0, 0))
+        assert again
+
+
+def test_of_messages_that_were_given_up_a_bounded_number_is_remembered(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_loop, "_REMEMBERED", 0)
+    fill(cluster, 4, partition=0)
+    with consumer_of(cluster, max_in_flight=4) as consumer:
+        rounds = []
+        for _ in range(3):
+            rounds.append(take(consumer, 4))
+            consumer.seek(TopicPartition(TOPIC, 0, 0))
+        take(consumer, 1)
+        assert consumer._own_loop is not None
+        assert len(consumer._own_loop._given_up) == 4
+        with pytest.raises(ValueError, match="not handed out"):
+            consumer.done(rounds[1][3])
+        assert [consumer.done(message) for message in rounds[2]] == [False] * 4
+
+
+def test_done_on_other_threads_while_messages_are_given_up_is_false_for_each(cluster: MockCluster) -> None:
+    fill(cluster, 1_000, partition=0)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # what is under test: threads in between any two steps
+    try:
+        with consumer_of(cluster) as consumer, ThreadPoolExecutor(3) as executor:
+            early: Message | None = None  # that the last poll of a round brought already
+            for _ in range(8):
+                messages = take(consumer, 1_000) if early is None else [early, *take(consumer, 999)]
+                assert len(messages) == 1_000
+                consumer.seek(TopicPartition(TOPIC, 0, 0))
+                told = executor.map(consumer.done, messages)
+                early = consumer.poll(0.05)
+                assert not any(told)
+            assert consumer._own_loop is not None
+            assert not consumer._own_loop._given_up
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_sasl_credentials_can_be_set_again_and_again(cluster: MockCluster) -> None:
+    fill(cluster, 1)
+    with consumer_of(cluster) as consumer:
+        consumer.set_sasl_credentials("user", "password")
+        assert len(take(consumer, 1)) == 1
+        consumer.set_sasl_credentials("other", "password")
+        with pytest.raises(TypeError):
+            consumer.set_sasl_credentials(None, "password")  # type: ignore[arg-type]
 
 
 def test_on_assign_seeks_and_the_raw_clients_assign_is_refused_with_the_remedy(

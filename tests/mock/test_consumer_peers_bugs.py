@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ import tenacity
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
 from safekafka import HandlerFailed, Retry, RetryLater, SafeConsumer, current
+from safekafka.consumer.topic_ids import TopicIds
 from safekafka.testing import MockCluster
 from safekafka.testing.ledger import read_log
 from safekafka.testing.mock import ApiKey
@@ -320,6 +322,114 @@ def test_nothing_is_taken_of_a_partition_that_is_paused_before_it_is_assigned(cl
     with running(consumer, lambda message: handled.add(at(message))):
         wait_until(lambda: len(handled) >= 10, 30, lambda: f"partition 1: {sorted(handled)}")
         wait_until(lambda: consumer.stats().finished >= 10, 10, lambda: f"{consumer.stats()}")
+        assert handled == {(1, offset) for offset in range(10)}
+        consumer.resume([TopicPartition(TOPIC, 0)])
+        wait_until(lambda: handled == everything(10), 30, lambda: f"all: {sorted(handled)}")
+
+
+@pytest.mark.parametrize("order", ["partition", "key", "none"])
+@pytest.mark.parametrize("why", ["retry", "stuck", "large"])
+def test_B_C28_a_partition_that_stands_still_leaves_room_for_the_others(
+    cluster: MockCluster, order: Any, why: str
+) -> None:
+    """However much comes in behind what it stands at."""
+    producer = Producer({"bootstrap.servers": cluster.bootstrap_servers})
+
+    def write(partition: int) -> None:
+        for number in range(300):
+            value = b"x" * (10_000 if why == "large" else 10)
+            producer.produce(TOPIC, value, "same" if partition == 0 else str(number), partition=partition)
+        assert producer.flush(60) == 0
+
+    options = {"max_in_flight_bytes": 500_000} if why == "large" else {"max_in_flight": 50}
+    never = threading.Event()
+    stood: list[int] = []
+
+    def handle(message: Message) -> None:
+        if message.partition() == 0:
+            stood.append(1)
+            if why == "stuck":
+                never.wait(120)
+            raise ValueError("not yet")
+        handled.add(at(message))
+
+    retry = Retry(attempts=9, wait=tenacity.wait_fixed(600))
+    handled: set[Place] = set()
+    consumer = consumer_of(cluster, order=order, concurrency=400, retry=retry, drain_timeout=1, **options)
+    write(0)
+    with running(consumer, handle):
+        wait_until(lambda: bool(stood), 60, "it to stand still")
+        write(1)
+        wait_until(lambda: len(handled) == 300, 60, lambda: f"{len(handled)}, {consumer.stats()}")
+        assert consumer.stats().in_flight <= 2 * 50
+        never.set()
+
+
+def _half_finished(cluster: MockCluster, **options: Any) -> set[Place]:
+    """A run in which the handler of offset 0 does not come back. What it finished."""
+    gate, handled = threading.Event(), set[Place]()
+
+    def handle(message: Message) -> None:
+        if message.offset() == 0:
+            gate.wait(120)
+        handled.add(at(message))
+
+    consumer = consumer_of(cluster, order="key", concurrency=4, drain_timeout=0.5, **options)
+    with running(consumer, handle):
+        wait_until(lambda: consumer.stats().finished > 0, 30, "the first ones")
+        before = -1
+        while before != consumer.stats().finished:
+            before = consumer.stats().finished
+            time.sleep(1.5)  # statistics are a second old at most
+    finished = set(handled)
+    gate.set()
+    return finished
+
+
+@pytest.mark.parametrize("topic_id", ["the same", "another"])
+def test_C1_what_was_finished_beyond_the_commit_is_not_handled_again_but_in_another_topic(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, topic_id: str
+) -> None:
+    ids = ["the same"]
+    monkeypatch.setattr(TopicIds, "ask", lambda *_: {TOPIC: ids[0]})  # mock brokers don't tell it
+    fill(cluster, 20, partition=0, keys=20)
+    finished = _half_finished(cluster)
+    assert finished == {(0, offset) for offset in range(1, 20)}
+    assert committed(cluster)[0] == 0
+    ids[0] = topic_id
+    again: set[Place] = set()
+    consumer = consumer_of(cluster, order="key")
+    with running(consumer, lambda message: again.add(at(message))):
+        wait_until(lambda: committed(cluster)[0] == 20, 30, lambda: f"{consumer.stats()}")
+    assert again == ({(0, 0)} if topic_id == "the same" else {(0, offset) for offset in range(20)})
+
+
+def test_C1_no_more_is_taken_than_can_be_told_of_in_a_commit_whatever_of_it_is_finished(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TopicIds, "ask", lambda *_: {TOPIC: "x" * 22})
+    chance = random.Random(1)
+    producer = Producer({"bootstrap.servers": cluster.bootstrap_servers, "queue.buffering.max.messages": 50_000})
+    for number in range(45_000):
+        key = "stuck" if number == 0 or chance.random() < 0.3 else str(number)
+        producer.produce(TOPIC, b"", key, partition=0)
+    assert producer.flush(60) == 0
+    finished = _half_finished(cluster, max_in_flight=50_000)
+    assert len(finished) > 5_000
+    consumer, again = consumer_of(cluster, order="key", concurrency=4), set[Place]()
+    with running(consumer, lambda message: again.add(at(message))):
+        wait_until(lambda: committed(cluster)[0] == 45_000, 60, lambda: f"{consumer.stats()}")
+    assert again.isdisjoint(finished)
+    assert again | finished == {(0, offset) for offset in range(45_000)}
+
+
+def test_nothing_is_taken_of_a_partition_that_is_paused_as_it_is_assigned(cluster: MockCluster) -> None:
+    fill(cluster, 20)
+    consumer = consumer_of(cluster)
+    consumer.subscribe([TOPIC], on_assign=lambda consumer, _: consumer.pause([TopicPartition(TOPIC, 0)]))
+    handled: set[Place] = set()
+    with running(consumer, lambda message: handled.add(at(message))):
+        wait_until(lambda: consumer.stats().finished >= 10, 30, lambda: f"partition 1: {sorted(handled)}")
         assert handled == {(1, offset) for offset in range(10)}
         consumer.resume([TopicPartition(TOPIC, 0)])
         wait_until(lambda: handled == everything(10), 30, lambda: f"all: {sorted(handled)}")

@@ -2,7 +2,8 @@
 children's records go to partition 0, the parent's to the others.
 
 Each child sends one record, waits for it, and ends by `os._exit` or as a program does. One that hangs is ended by its
-own alarm, with the stacks of its threads printed; then this program's exit code is 1.
+own alarm, with the stacks of its threads printed; then this program's exit code is 1. One whose `send()` is refused,
+since it was forked while its parent looked up an address, is replaced by another one, and counted.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import os
 import sys
 import threading
 
-from safekafka import SafeProducer
+from safekafka import SafeKafkaError, SafeProducer
 
 AT_ONCE = 4
 RECORDS_PER_PARTITION = 50_000  # a mock broker keeps only the last few megabytes of a partition
 HANGS_AFTER = 60
+REFUSED = 77
 
 
 def main(servers: str, topic: str, forks: int) -> int:
@@ -35,36 +37,45 @@ def main(servers: str, topic: str, forks: int) -> int:
     threads = [threading.Thread(target=send_for_ever) for _ in range(3)]
     for thread in threads:
         thread.start()
-    children: set[int] = set()
-    failed = 0
+    children: dict[int, int] = {}
+    to_do = list(range(forks))
+    failed = refused = 0
 
     def wait_for_one() -> None:
-        nonlocal failed
+        nonlocal failed, refused
         pid, status = os.waitpid(-1, 0)
-        children.discard(pid)
-        if status:
+        number = children.pop(pid)
+        if os.waitstatus_to_exitcode(status) == REFUSED:
+            refused += 1
+            to_do.append(number)
+        elif status:
             failed += 1
             print(f"child {pid} ended with status {status}", flush=True)
 
-    for number in range(forks):
-        while len(children) >= AT_ONCE:
+    while to_do or children:
+        if not to_do or len(children) >= AT_ONCE:
             wait_for_one()
+            continue
+        number = to_do.pop(0)
         pid = os.fork()
         if not pid:
             faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
-            producer.send(topic, f"child {number}", partition=0)
+            try:
+                producer.send(topic, f"child {number}", partition=0)
+            except SafeKafkaError as error:
+                print(error, flush=True)
+                os._exit(REFUSED if "look up an address" in str(error) else 1)
             left = producer.flush(HANGS_AFTER)
             if left or number % 2:
                 os._exit(left)
             sys.exit(0)
-        children.add(pid)
-    while children:
-        wait_for_one()
+        children[pid] = number
     stop.set()
     for thread in threads:
         thread.join()
     producer.close()
     print("parent sent", next(sent), flush=True)
+    print("refused", refused, flush=True)
     return 1 if failed else 0
 
 

@@ -37,7 +37,7 @@ def test_compose_file_holds_three_official_brokers_each_with_health_check_and_vo
     services = compose["services"]
     assert list(services) == ["kafka-1", "kafka-2", "kafka-3"]
     for name, service in services.items():
-        assert service["image"] == "apache/kafka:4.3.0"
+        assert service["image"] == "apache/kafka:4.3.1"
         assert service["healthcheck"]["test"][0] == "CMD"
         assert service["volumes"] == [f"{name}:{service['environment']['KAFKA_LOG_DIRS']}"]
         assert name in compose["volumes"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -83,3 +85,66 @@ def test_C6_on_another_thread_no_handler_is_touched() -> None:
     thread.start()
     thread.join()
     assert inside == [before]
+
+
+def test_C6_runs_that_overlap_in_any_way_are_all_stopped_and_leave_the_programs_handlers() -> None:
+    for number in SIGNALS:
+        signal.signal(number, no_handler)
+    stopped: list[str] = []
+    one, two = stop_on_signal(lambda: stopped.append("one")), stop_on_signal(lambda: stopped.append("two"))
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert no_handler not in present()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # by the program, meanwhile
+    two.__exit__(None, None, None)
+    assert present() == [no_handler, signal.SIG_IGN]
+
+    heard: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    with stop_on_signal(lambda: stopped.append("one")), stop_on_signal(lambda: stopped.append("two")):
+        signal.raise_signal(signal.SIGTERM)
+        assert stopped == ["one", "two"]
+        assert heard == [signal.SIGTERM]
+        with stop_on_signal(lambda: stopped.append("three")):  # one that begins behind the signal
+            signal.raise_signal(signal.SIGTERM)
+            assert stopped == ["one", "two", "one", "two", "three"]
+
+
+def test_C6_a_handler_of_the_program_that_calls_ours_may_outlive_the_run() -> None:
+    heard: list[str] = []
+    signal.signal(signal.SIGTERM, lambda *_: heard.append("first"))
+    for _ in range(2):
+        with stop_on_signal(lambda: heard.append("stop")):
+            ours: Any = signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, lambda *told, ours=ours: (heard.append("second"), ours(*told)))
+    signal.raise_signal(signal.SIGTERM)
+    assert heard == ["second", "second", "first"]
+
+
+def test_C6_a_run_that_ends_on_another_thread_swallows_no_signal() -> None:
+    """As that of an iterator which is let go there."""
+    heard: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    run = stop_on_signal(lambda: pytest.fail("stopped"))
+    run.__enter__()
+    thread = threading.Thread(target=run.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join()
+    signal.raise_signal(signal.SIGTERM)
+    assert heard == [signal.SIGTERM]
+    signal.raise_signal(signal.SIGTERM)
+    assert heard == [signal.SIGTERM] * 2
+
+
+def test_C6_a_handler_of_the_program_that_calls_ours_behind_the_run_has_the_default_effect() -> None:
+    program = """
+import signal
+from safekafka.consumer.signals import stop_on_signal
+with stop_on_signal(lambda: None):
+    ours = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *told: ours(*told))
+signal.raise_signal(signal.SIGTERM)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGTERM, ended.stderr

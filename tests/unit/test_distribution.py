@@ -46,11 +46,11 @@ def test_without_network_and_cache_the_error_says_what_is_missing_and_names_both
         find_distribution()
     message = str(caught.value)
     assert COORDINATES in message
-    assert "Apache Kafka 4.3.0 could not be fetched" in message
+    assert "Apache Kafka 4.3.1 could not be fetched" in message
     assert str(cache) in message
     assert "SAFEKAFKA_BOOTSTRAP=host:port" in message
     assert "SAFEKAFKA_KAFKA_HOME=/path/to/kafka" in message
-    assert [path.name for path in cache.iterdir()] == ["kafka-4.3.0.lock"]
+    assert [path.name for path in cache.iterdir()] == ["kafka-4.3.1.lock"]
 
 
 @pytest.mark.usefixtures("no_network")
@@ -70,14 +70,14 @@ def test_a_fetch_that_is_cut_off_leaves_nothing_that_looks_whole(cache: Path, mo
     monkeypatch.setattr(distribution, "_download", cut_off)
     with pytest.raises(KeyboardInterrupt):
         find_distribution()
-    assert [path.name for path in cache.iterdir()] == ["kafka-4.3.0.lock"]
+    assert [path.name for path in cache.iterdir()] == ["kafka-4.3.1.lock"]
 
 
 def test_leftovers_of_a_killed_fetch_are_not_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jar(cache / "kafka-4.3.0.partial" / "stale.jar")
+    jar(cache / "kafka-4.3.1.partial" / "stale.jar")
     monkeypatch.setattr(distribution, "_download", fetched)
     assert "stale" not in find_distribution().class_path
-    assert not (cache / "kafka-4.3.0.partial").exists()
+    assert not (cache / "kafka-4.3.1.partial").exists()
 
 
 def test_a_damaged_jar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_a_damaged_jar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_damaged_cache_is_fetched_anew(cache: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "_download", fetched)
     whole = find_distribution()
-    folder = cache / "kafka-4.3.0"
+    folder = cache / "kafka-4.3.1"
     manifest = folder / "manifest.json"
     if damage == "jar missing":
         (folder / "kafka.jar").unlink()
@@ -117,11 +117,11 @@ def test_a_process_that_waited_for_another_one_s_fetch_uses_it(cache: Path, monk
         raise AssertionError("fetched twice")
 
     monkeypatch.setattr(distribution, "_download", again)
-    distribution._fetch(cache / "kafka-4.3.0")
+    distribution._fetch(cache / "kafka-4.3.1")
 
 
 def test_an_unpacked_kafka_is_used_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jar(tmp_path / "kafka" / "libs" / "kafka_2.13-4.3.0.jar")
+    jar(tmp_path / "kafka" / "libs" / "kafka_2.13-4.3.1.jar")
     monkeypatch.setenv("SAFEKAFKA_KAFKA_HOME", str(tmp_path / "kafka"))
     found = find_distribution()
     assert found.class_path == f"{tmp_path}/kafka/libs/*"

@@ -109,7 +109,7 @@ def test_who_has_the_partition_next_handles_what_was_not_finished_and_nothing_el
     assert rest == offsets - handled
 
 
-def test_messages_of_another_leader_epoch_or_another_topic_are_handled_again() -> None:
+def test_messages_of_another_leader_epoch_are_handled_again() -> None:
     progress = PartitionProgress("orders", 0, topic_id=NAME)
     for offset in range(4):
         progress.track(offset, 1, 7)
@@ -162,3 +162,20 @@ def test_memory_is_that_of_the_unfinished_however_much_is_finished_beyond() -> N
     assert position is not None
     assert position.offset == 0
     assert len(position.metadata) < 100
+
+
+@pytest.mark.parametrize("gap", [1, 2, 10, 100, 100_000])
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.8, 0.98])
+def test_whatever_is_finished_of_what_is_held_back_in_time_can_be_told(gap: int, share: float) -> None:
+    chance = random.Random(gap * share)
+    progress, offsets = PartitionProgress("orders", 0, topic_id="x" * 22), [0]
+    while not progress.may_outgrow(held=False):
+        for _ in range(100):
+            progress.track(offsets[-1], 1, 3)
+            offsets.append(offsets[-1] + chance.randint(1, 2 * gap - 1))
+    assert gap > 1 or progress.unfinished > 10_000, "the default of max_in_flight is never held back by this"
+    for offset in [*(one for one in offsets[1:-2] if chance.random() < share), offsets[-2]]:
+        progress.done(offset)
+    position = progress.to_commit()
+    assert position is not None
+    assert decode(position.metadata) is not None

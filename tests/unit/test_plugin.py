@@ -63,6 +63,37 @@ def test_mock_cluster_is_fresh_for_each_test(pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess(timeout=60).assert_outcomes(passed=2)
 
 
+def test_a_mock_cluster_has_no_port_that_another_test_of_any_worker_had(pytester: pytest.Pytester) -> None:
+    """A client that the other test left behind would find it there."""
+    pytester.makeconftest(
+        """
+        import contextlib, itertools
+        import safekafka.testing
+
+        ports = itertools.count(10001)  # in each worker: by chance the same
+
+        @contextlib.contextmanager
+        def cluster(brokers):
+            yield type("Cluster", (), {"bootstrap_servers": f"127.0.0.1:{next(ports)},127.0.0.1:{next(ports)}"})
+
+        safekafka.testing.MockCluster = cluster
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_one(kafka_mock, number):
+            with open("addresses", "a") as file:
+                file.write(kafka_mock.bootstrap_servers + "\\n")
+        """
+    )
+    pytester.runpytest_subprocess("-n", "2", timeout=60).assert_outcomes(passed=4)
+    ports = (pytester.path / "addresses").read_text().replace("\n", ",").strip(",").split(",")
+    assert len(set(ports)) == len(ports) == 8
+
+
 def test_tests_that_kill_brokers_are_skipped_by_name_on_an_existing_cluster(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

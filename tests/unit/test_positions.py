@@ -408,16 +408,73 @@ def test_with_latest_a_topic_that_the_brokers_do_not_know_yet_is_asked_for_again
     assert world.client.assigned == {0: 1_000}
 
 
+def test_B_C22_with_latest_what_comes_while_a_leader_is_away_is_not_skipped_and_the_wait_is_told(
+    eager: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(eager, "latest")
+    world.client.without_leader = {2}
+    world.assign(0, 1)
+    assert not world.find()
+    world.client.high = dict.fromkeys(range(PARTITIONS), 2_000)
+    for _ in range(8):
+        assert not world.find(5)
+    assert world.client.commits == []
+    waits = "waits_for='the leaders of partitions [2] to tell their ends'"
+    assert f"start_awaited topic='orders' partitions=2 {waits}" in caplog.text
+    world.client.without_leader = set()
+    assert not world.find(5)
+    assert world.client.commits == [{0: 1_000, 1: 1_000, 2: 2_000, 3: 1_000}]
+    world.client.arrive()
+    assert world.find(5)
+    assert world.client.assigned == {0: 1_000, 1: 1_000}
+    assert not world.positions.awaited
+
+
+def test_B_C22_with_latest_a_partition_that_is_added_meanwhile_starts_at_its_beginning(eager: bool) -> None:
+    world = World(eager, "latest")
+    del world.client.low[3]
+    world.client.without_leader = {2}
+    world.assign(0)
+    assert not world.find()
+    world.client.low[3] = 0  # added, and records came in
+    world.client.without_leader = set()
+    assert not world.find(5)
+    assert world.client.commits == [dict.fromkeys(range(3), 1_000)]
+
+
+def test_with_latest_no_number_of_leaders_that_are_away_keeps_one_from_being_asked(eager: bool) -> None:
+    world = World(eager, "latest")
+    world.client.low = world.client.high = dict.fromkeys(range(20), 7)
+    world.client.without_leader = set(range(19))
+    answer = world.client._answer
+
+    def slow(*partitions: int) -> None:
+        if world.client.without_leader & set(partitions):
+            world.now += 0.5
+        answer(*partitions)
+
+    world.client._answer = slow
+    world.assign(0)
+    for _ in range(8):
+        assert not world.find(5)
+    world.client.high = dict.fromkeys(range(20), 8)
+    world.client.without_leader = set()
+    assert not world.find(5)
+    assert world.client.commits == [{**dict.fromkeys(range(19), 8), 19: 7}]
+
+
 def test_the_other_members_wait_for_the_one_that_has_partition_0(eager: bool, caplog: pytest.LogCaptureFixture) -> None:
     world = World(eager, "latest")
     world.assign(2, 3)
     for _ in range(10):
         assert not world.find(5)
     assert world.client.commits == []
-    assert "start_awaited topic='orders' partitions=2" in caplog.text
+    assert "start_awaited topic='orders' partitions=2 waits_for='the member that has partition 0" in caplog.text
+    assert list(world.positions.awaited) == [TOPIC]
     world.client.offsets = dict.fromkeys(range(PARTITIONS), 800)
     assert world.find(5)
     assert world.client.assigned == {2: 800, 3: 800}
+    assert not world.positions.awaited
 
 
 def test_B_C22_with_latest_a_partition_that_was_added_starts_at_its_beginning(eager: bool) -> None:

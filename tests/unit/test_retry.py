@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import tenacity
 
 from safekafka import Reject, Retry, RetryLater
+from safekafka.consumer.attempt import Exhausted, decide
 
 NO_WAIT = tenacity.wait_none()
 
@@ -70,11 +73,33 @@ def test_B_C02_max_hold_bounds_how_long_a_message_holds_up_those_behind_it() -> 
     assert waits(retry, ValueError(), now=141) == [None]
 
 
+def test_max_hold_counts_from_when_the_holding_began_and_a_strategy_from_the_first_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tenacity.time.monotonic", lambda: 120.0)
+    retry = Retry(stop=tenacity.stop_after_delay(30), wait=tenacity.wait_fixed(5), max_hold=60)
+    assert retry.begin(100.0, since=70.0).failed(ValueError(), 120.0) == 5
+    late = retry.begin(100.0, since=60.0)
+    assert late.failed(ValueError(), 120.0) is None
+    assert late.overdue
+
+
 def test_a_message_out_of_time_is_told_apart_from_one_out_of_attempts() -> None:
     for attempts, wait, overdue in ((3, 61, True), (1, 61, False), (1, 0, False)):
         trial = Retry(attempts=attempts, wait=tenacity.wait_fixed(wait), max_hold=60).begin(100)
         assert trial.failed(ValueError(), 101) is None
         assert trial.overdue == overdue
+
+
+def test_a_message_out_of_time_is_told_of_once_and_never_as_one_of_a_batch(caplog: pytest.LogCaptureFixture) -> None:
+    """Though an open circuit has it tried again and again."""
+    retry = Retry(max_hold=60)
+    began = time.monotonic() - 100
+    for alone, events in ((False, 0), (True, 1)):
+        trial = retry.begin(began)
+        for _ in range(3):
+            assert isinstance(decide(Mock(), RetryLater(1), trial, retry, began, alone=alone), Exhausted)
+        assert caplog.text.count("partition_held") == events
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan"), "5"])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
 
+from safekafka.consumer import session as session_module
+from safekafka.consumer.current import Limit
 from safekafka.consumer.lanes import PartitionLanes
+from safekafka.consumer.pool import REFILL, Refill
 from safekafka.consumer.session import Limits, Session
 
 TOPIC = "orders"
@@ -44,6 +49,8 @@ class Client:
         self.paused: set[int] = set()
         self.refusals: list[KafkaError] = []  # of the next synchronous commits
         self.announced = False  # a rebalance, whose callback has not run
+        self.silent: set[int] = set()  # nothing is fetched of them
+        self.without_leader: set[int] = set()
 
     def subscribe(self, topics: list[str], **callbacks: Any) -> None:
         self.callbacks = callbacks
@@ -72,11 +79,13 @@ class Client:
 
     def offsets_for_times(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
         self.asked()
-        assert all(one.offset == OFFSET_BEGINNING for one in partitions)
-        return [at(one.partition, self.low[one.partition]) for one in partitions]
+        known = [one for one in partitions if one.partition not in self.without_leader]
+        return [
+            at(one.partition, self.low[one.partition] if one.offset == OFFSET_BEGINNING else 1_000) for one in known
+        ]
 
     def get_watermark_offsets(self, partition: TopicPartition, **_: Any) -> tuple[int, int]:
-        return 0, 1_000
+        return (-1001, -1001) if partition.partition in self.silent else (0, 1_000)
 
     def incremental_assign(self, partitions: list[TopicPartition]) -> None:
         assert not self.announced, "taken for the answer to a rebalance"
@@ -87,6 +96,7 @@ class Client:
         assert not self.announced, "taken for the answer to a rebalance"
         for one in partitions:
             del self.assigned[one.partition]
+            self.silent.discard(one.partition)
 
     def assignment(self) -> list[TopicPartition]:
         return of(*self.assigned)
@@ -120,24 +130,27 @@ class Quiet:
 
     def alive(self) -> None: ...
 
+    def diagnosis(self) -> str:
+        return ""
+
     def ask(self, topics: object) -> dict[str, str]:
         return {}
 
-    def missing(self, topics: object) -> set[str]:
-        return set()
+    def withheld(self, topics: object) -> dict[str, KafkaError | None]:
+        return {}
 
 
 class World:
-    def __init__(self) -> None:
-        self.client = Client()
+    def __init__(self, client: Client | None = None, max_in_flight: int = 100) -> None:
+        self.client = client or Client()
         quiet: Any = Quiet()
-        client: Any = self.client
+        raw: Any = self.client
         self.session = Session(
-            client,
+            raw,
             quiet,
             "billing",
             quiet,
-            Limits(0.0, 1, 1.0, 5.0, 100, 1 << 20, 300.0, 300.0),
+            Limits(0.0, 1, 1.0, 5.0, max_in_flight, 1 << 20, 300.0, 300.0),
             start="earliest",
             stop_on_expired=False,
             maps=False,
@@ -244,10 +257,12 @@ class Pool:
 
     def __init__(self) -> None:
         self.drains: list[list[tuple[str, int]]] = []
+        self.limit = Limit()
 
-    def give_up(self, partitions: Collection[PartitionLanes], deadline: float | None) -> None: ...
+    def give_up(self, partitions: Collection[PartitionLanes], deadline: float | None) -> None:
+        self.limit.deadline = deadline
 
-    def wait_until_free(self, partitions: Collection[PartitionLanes], until: float) -> bool:
+    def wait_until_free(self, partitions: Collection[PartitionLanes], until: object) -> bool:
         self.drains.append([one.place for one in partitions])
         return False
 
@@ -269,6 +284,84 @@ def test_C6_a_partition_that_is_taken_away_during_the_last_commit_is_not_waited_
     assert pool.drains == [[(TOPIC, 0)]]
     assert world.client.assigned == {}
     assert [one.offset for commit in world.client.commits for one in commit] == [1]
+
+
+class Waits(Pool):
+    """Handlers that run for as long as they may."""
+
+    def __init__(self, clock: Clock, stop_in: float, session: Session) -> None:
+        super().__init__()
+        self.clock, self.stop_in, self.session = clock, stop_in, session
+        self.waited: list[float] = []
+        self.told: list[float] = []  # until when, from the begin of the drain
+
+    def wait_until_free(self, partitions: Collection[PartitionLanes], until: Any) -> bool:
+        began = self.clock.now
+        while self.clock.now < until():
+            self.told.append((self.limit.deadline or 0.0) - began)
+            self.clock.now += 0.125
+            if self.clock.now - began == self.stop_in:
+                self.session.stop()
+        self.waited.append(self.clock.now - began)
+        return False
+
+
+def test_C6_only_what_handlers_were_waited_for_counts_as_the_time_of_the_stop(world: World, clock: Clock) -> None:
+    """drain_timeout is 1 s here. What else the poll thread did until it saw the stop is no time that they had."""
+    world.assign(0)
+    pool: Any = Waits(clock, 0.25, world.session)
+    world.session.pool = pool
+    world.client.call_back("on_revoke", 0)  # the stop comes behind 0.25 s
+    clock.now += 3.0
+    assert world.session.spent == 0.75
+    world.session.shut_down(clock.now - world.session.spent)
+    assert pool.waited == [1.0, 0.25]
+
+
+def test_C6_handlers_are_told_of_the_time_that_a_stop_during_a_revocation_leaves_them(
+    world: World, clock: Clock
+) -> None:
+    world.assign(0)
+    world.session._limits = dataclasses.replace(world.session._limits, drain_timeout=8.0)
+    pool: Any = Waits(clock, 0.25, world.session)
+    world.session.pool = pool
+    world.client.call_back("on_revoke", 0)
+    assert pool.told[:3] == [8.0, 8.0, 4.0]  # of shutdown_timeout, 5 s, 1.25 s are kept for leaving
+    assert pool.waited == [4.0]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2.0])
+def test_C6_a_stop_that_is_seen_late_leaves_handlers_their_time(world: World, clock: Clock, seconds: float) -> None:
+    world.assign(0)
+    pool: Any = Waits(clock, -1.0, world.session)
+    world.session.pool = pool
+    world.session.stop()
+    clock.now += seconds  # inside a question to the brokers, or a callback of the program's
+    world.session.shut_down(clock.now - world.session.spent)
+    assert pool.waited == [1.0]
+
+
+def test_C6_a_stop_that_is_seen_very_late_is_bounded_all_the_same(world: World, clock: Clock) -> None:
+    world.session.stop()
+    clock.now += 5.5
+    assert world.session.spent == 0.5
+    clock.now += 20.0
+    assert world.session.spent == 1.0
+
+
+def test_C6_behind_a_stop_no_broker_is_asked_any_more(world: World, clock: Clock) -> None:
+    world.client.offsets = {0: 5, 1: 5}
+    world.client.silent = {1}
+    world.assign(0, 1)
+    world.turn(lambda: message(0, 5, GONE))
+    world.session.pause(of(0))
+    asked: list[float] = []
+    world.client.asked = lambda: asked.append(clock.now)
+    world.session.stop()
+    for _ in range(60):
+        clock.now += 1.0
+        world.session.after_take()
+    assert asked == []
 
 
 # ---- answers to commits
@@ -428,6 +521,116 @@ def test_C7_what_was_held_back_flows_again_when_half_of_it_is_finished(world: Wo
     assert held == [True] * 50 + [False] * 50
 
 
+class Slow(Pool):
+    """One message of each partition is through every `EVERY` seconds."""
+
+    EVERY = 30.0
+    handlings = ()
+    refill = REFILL
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queues: dict[PartitionLanes, deque[Message]] = {}
+
+    def rescue(self) -> None: ...
+
+    def add(self, runs: list[tuple[PartitionLanes, Sequence[Message]]]) -> None:
+        for lanes, messages in runs:
+            self.queues.setdefault(lanes, deque()).extend(messages)
+
+    def finish_one_of(self, number: int) -> None:
+        for lanes, queue in self.queues.items():
+            if lanes.place[1] == number and queue:
+                lanes.progress.finished.append(queue.popleft())
+
+
+class Endless(Client):
+    """All that is asked for is there, of one partition after the other."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.next: Counter[int] = Counter()
+
+    def poll(self, seconds: float) -> Message | None:
+        found = self.consume(1, 0)
+        if not found:
+            self.clock.now += seconds
+        return found[0] if found else None
+
+    def consume(self, count: int, seconds: float) -> list[Message]:
+        free = [number for number in self.assigned if number not in self.paused]
+        if not free:
+            return []
+        number = min(free, key=lambda one: self.next[one])
+        first = self.next[number]
+        self.next[number] += count
+        return [message(number, offset) for offset in range(first, first + count)]
+
+
+class Clock:
+    now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(session_module, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("partitions", [2, 20, 60])
+def test_C7_many_partitions_that_move_once_in_a_while_do_not_outgrow_the_bound(partitions: int, clock: Clock) -> None:
+    """Each stands still for most of the time, and takes anew whenever it moves; what those that stand have beyond their
+    half counts nowhere."""
+    client = Endless(clock)
+    client.low = dict.fromkeys(range(partitions), 0)
+    client.offsets = dict.fromkeys(range(partitions), 0)
+    world = World(client, max_in_flight=1_000)
+    pool: Any = Slow()
+    world.session.pool = pool
+    client.call_back("on_assign", *range(partitions))
+    due = {number: clock.now + Slow.EVERY * number / partitions for number in range(partitions)}
+    began, peak = clock.now, 0
+    while clock.now < began + 6 * Slow.EVERY:
+        for number, moment in due.items():
+            if clock.now >= moment:
+                due[number] += Slow.EVERY
+                pool.finish_one_of(number)
+        clock.now += 0.005
+        world.session.turn()
+        peak = max(peak, world.session.settle()[0])
+    assert peak < 4 * 1_000
+    assert all(client.next[number] > 3 for number in range(partitions)), "each has something to do"
+
+
+def test_what_is_in_flight_stays_at_what_is_enough_for_the_handlers(clock: Clock) -> None:
+    client = Endless(clock)
+    client.offsets = {0: 0}
+    world = World(client, max_in_flight=1_000)
+    pool: Any = Slow()
+    pool.refill = Refill(5_000, 10, 0.001, 100.0)
+    world.session.pool = pool
+    client.call_back("on_assign", 0)
+    peak = 0
+    for _ in range(200):
+        world.session.turn()
+        peak = max(peak, world.session.settle()[0])
+        for _ in range(3):
+            pool.finish_one_of(0)
+    assert 90 <= peak <= 100
+    assert client.next[0] >= 600 + 50, "and the handlers have something to do all the time"
+    pool.refill = REFILL
+    world.session.turn()
+    assert world.session.settle()[0] == 1_000
+
+
 # ---- seek
 
 
@@ -476,3 +679,66 @@ def test_C7_a_partition_that_was_held_back_for_its_offset_map_flows_again_behind
     world.session.seek(at(0, 50))
     world.session.balance(*world.session.settle())
     assert world.client.paused == set()
+
+
+def test_C7_a_partition_of_which_nothing_is_fetched_is_assigned_anew_where_it_was(world: World) -> None:
+    world.client.offsets = {0: 5, 1: 7, 2: 9}
+    world.client.silent = {1, 2}
+    world.client.without_leader = {2}
+    world.assign(0, 1, 2)
+    now = time.monotonic()
+    world.session._look_for_silence(now + 9)
+    world.turn(lambda: None, lambda: None)
+    assert world.client.silent == {1, 2}
+    world.session._look_for_silence(now + 11)
+    world.turn(lambda: None, lambda: None)
+    assert world.client.silent == {2}, "and 2 has nobody to tell"
+    assert world.client.assigned == {0: 5, 1: 7, 2: 9}
+
+
+def test_C7_leaders_that_do_not_answer_are_asked_seldom_however_many_they_are(world: World, clock: Clock) -> None:
+    """Each question may keep the poll thread for seconds."""
+    world.client.low = world.client.offsets = dict.fromkeys(range(150), 5)
+    world.client.silent = world.client.without_leader = set(range(150))
+    world.assign(*range(150))
+    asked: list[float] = []
+
+    def no_answer() -> None:
+        asked.append(clock.now)
+        clock.now += 2.0
+
+    world.client.asked = no_answer
+    began = clock.now
+    while clock.now < began + 1_800:
+        world.session._look_for_silence(clock.now)
+        clock.now += 1.0
+    assert 10 < len(asked) < 100
+    world.client.without_leader = set()
+    world.client.asked = lambda: None
+    clock.now += 3_600
+    world.session._look_for_silence(clock.now)
+    clock.now += 1
+    world.session._look_for_silence(clock.now)
+    world.turn(lambda: None, lambda: None)
+    assert len(world.client.silent) <= 148, "no pause behind an answer"
+
+
+def test_a_right_that_was_lost_is_forgotten_with_the_topic_that_is_read_no_more(world: World) -> None:
+    world.assign(0)
+    world.session._lose_right("refunds", KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), 3)
+    world.session.subscribe([TOPIC, "^ref.*"])
+    world.session._look_for_rights()
+    assert world.session.problems, "the pattern may stand for it"
+    assert world.session._without_partitions() == ["refunds"], "and the brokers are asked"
+    world.session.subscribe([TOPIC])
+    world.session._look_for_rights()
+    assert world.session.problems == []
+
+
+def test_C7_a_partition_that_is_paused_is_not_silent(world: World) -> None:
+    world.client.silent = {0}
+    world.assign(0)
+    world.session.pause(of(0))
+    world.session._look_for_silence(time.monotonic() + 30)
+    world.turn(lambda: None, lambda: None)
+    assert world.client.silent == {0}

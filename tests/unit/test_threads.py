@@ -16,7 +16,7 @@ from confluent_kafka import Message
 from safekafka import DeadLetter, Reject, Retry
 from safekafka.consumer.batches import Batch, Filling
 from safekafka.consumer.lanes import PartitionLanes
-from safekafka.consumer.pool import Pool
+from safekafka.consumer.pool import REFILL, Pool
 from safekafka.consumer.progress import PartitionProgress
 from safekafka.consumer.tasks import TaskPool
 from safekafka.consumer.threads import ThreadPool
@@ -35,6 +35,15 @@ class FakeMessage:
 
     def offset(self) -> int:
         return 0
+
+    def value(self) -> bytes:
+        return b""
+
+    key = headers = value
+
+    def set_value(self, _: Any) -> None: ...
+
+    set_key = set_headers = set_value
 
 
 class Handler:
@@ -229,7 +238,7 @@ class HalfFull:
         """As a rebalance, and the end, do it. Seconds."""
         began = time.monotonic()
         self.pool.give_up(self.lanes, began + 10)
-        assert self.pool.wait_until_free(self.lanes, began + 10), [of.running for of in self.lanes]
+        assert self.pool.wait_until_free(self.lanes, lambda: began + 10), [of.running for of in self.lanes]
         return time.monotonic() - began
 
 
@@ -364,8 +373,9 @@ def test_a_batch_that_is_tried_again_keeps_none_of_the_lanes_that_were_gathered_
         wait_until(lambda: calls == [0], 10, "the first attempt")
         other = added(pool, 1)
         assert again.wait(10), "the second attempt waited for the batch that is being gathered"
-        assert pool.wait_until_free([other], time.monotonic())
-        assert not pool.wait_until_free([first], time.monotonic())
+        at = time.monotonic()
+        assert pool.wait_until_free([other], lambda: at)
+        assert not pool.wait_until_free([first], lambda: at)
     finally:
         gate.set()
         pool.end()
@@ -566,23 +576,52 @@ def test_a_full_batch_keeps_no_lane_that_it_has_no_message_of(kind: Any) -> None
         ended(pool)
 
 
-def test_an_event_loop_whose_tasks_all_have_quick_work_is_kept_from_its_timers_for_few_messages_at_a_time() -> None:
-    pool = TaskPool(
+def tasks(concurrency: int, batch: tuple[int, float] | None = None) -> TaskPool:
+    return TaskPool(
         lambda _: None,
         order="partition",
-        concurrency=3,
+        concurrency=concurrency,
         retry=Retry(),
         dead_letters=None,
         letters=None,
-        batch=None,
+        batch=batch,
     )
-    with_nothing_to_do = pool.refill
-    pool._seconds_a_message = 0.001
+
+
+def test_an_event_loop_is_kept_from_its_timers_for_few_messages_at_a_time_where_all_tasks_have_something_to_do() -> (
+    None
+):
+    pool = tasks(3)
+    for seconds in (0.001, 0.01, math.inf):  # the last one: not known yet
+        pool._seconds_a_message = seconds
+        assert pool.refill == REFILL._replace(to_fill=REFILL.messages)
     for partition in range(3):
-        assert pool.refill == with_nothing_to_do
         added(pool, partition)
-    assert pool.refill.messages <= with_nothing_to_do.messages / 5
-    for slow_or_not_known in (0.01, math.inf):
-        pool._seconds_a_message = slow_or_not_known
-        assert pool.refill == with_nothing_to_do
+    for seconds in (0.001, 0.01, math.inf):
+        pool._seconds_a_message = seconds
+        assert pool.refill.messages <= REFILL.messages / 5
+        assert pool.refill.pause <= 0.02
+    for slow_or_always_busy in (0.1, 0.00001):
+        pool._seconds_a_message = slow_or_always_busy
+        assert pool.refill == REFILL
     pool._loop.close()  # it never ran
+
+
+def test_no_more_is_taken_ahead_than_the_tasks_handle_in_a_moment() -> None:
+    pool = tasks(2)
+    enough = []
+    for partition in range(2):
+        added(pool, partition)
+        pool._seconds_a_message = 0.001
+        enough.append(pool.refill.enough)
+    assert enough == [math.inf, 2 * 40]  # with one lane for two tasks it goes on until the other finds something
+    pool._seconds_a_message = 0.01
+    assert pool.refill.enough == 2 * 25
+    pool._loop.close()
+
+
+def test_a_batch_is_filled_however_few_messages_are_enough_for_single_handlers() -> None:
+    pool = tasks(1, batch=(500, 60.0))
+    added(pool, 0)
+    assert pool.refill == REFILL
+    pool._loop.close()

@@ -56,13 +56,16 @@ class Exhausted(NamedTuple):
 Decision: TypeAlias = "Later | Exhausted"
 
 
-def decide(message: Message, error: BaseException, trial: Trial | None, retry: Retry, began: float) -> Decision:
+def decide(
+    message: Message, error: BaseException, trial: Trial | None, retry: Retry, began: float, *, alone: bool = True
+) -> Decision:
     """Raises the error if it ends the consumer: what is no `Exception`, and want of memory, is not the message's
-    fault."""
+    fault. `alone`: no others of its batch were handled with it, so it is the one that is held."""
     if not isinstance(error, Exception) or isinstance(error, (MemoryError, Unusable)):
         raise error
     at = monotonic()
     trial = trial or retry.begin(began)
+    told = trial.overdue
     if isinstance(error, Undecodable):
         return Exhausted(error.error, trial.attempts + 1, trial)
     wait = trial.failed(error, at)
@@ -76,7 +79,7 @@ def decide(message: Message, error: BaseException, trial: Trial | None, retry: R
             error=type(error).__qualname__,
         )
         return Later(at + wait, trial)
-    if trial.overdue:
+    if alone and trial.overdue and not told:
         emit(
             Event.PARTITION_HELD,
             topic=message.topic(),

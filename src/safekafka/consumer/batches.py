@@ -3,6 +3,7 @@
 A batch is made of whole lines of lanes, first to last, so order holds. One that fails is tried again as a whole; when
 its attempts have ended it is split, and its halves too, until the message that spoils it stands alone: that one gets
 attempts of its own, then it is given up. A batch that waits for its next attempt holds its lanes, and no worker.
+`max_hold` counts for all of it from its first attempt: after that it is split without waiting.
 
 Lock: the pool's, around every call of `Batches`.
 """
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from safekafka.consumer.attempt import Later, Undecodable, decide
 from safekafka.consumer.lanes import Lane, Lanes
 from safekafka.consumer.retry import Reject, RetryLater, Trial
+from safekafka.message import put_back
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -30,12 +32,13 @@ if TYPE_CHECKING:
 class Batch:
     """Messages of some lanes that are handled in one call; after a failure in parts, first to last."""
 
-    __slots__ = ("lanes", "parts", "split", "trial")
+    __slots__ = ("lanes", "parts", "since", "split", "trial")
 
     def __init__(self, lanes: list[Lane], messages: list[tuple[Lane, Message]]) -> None:
         self.lanes = lanes
         self.parts: deque[list[tuple[Lane, Message]]] = deque([messages])
         self.split = False
+        self.since: float | None = None  # it has failed: when that attempt began
         self.trial: Trial | None = None  # of the first part
 
 
@@ -112,9 +115,13 @@ async def handle(
         handling.message = part[0][1]
         handling.others = list({lane.of.progress: None for lane, _ in part})
         handling.attempt = 1 if batch.trial is None else batch.trial.attempts + 1
+        messages = [message for _, message in part]
+        originals = [(one.value(), one.key(), list(one.headers() or ())) for one in messages]
         try:
-            await call([message for _, message in part])
+            await call(messages.copy())
         except BaseException as error:  # noqa: BLE001 - what is no Exception is raised again by `decide`
+            for message, original in zip(messages, originals, strict=True):
+                put_back(message, *original)
             moment = await _failed(pool, batch, part, error, began)
             if moment is not None:
                 return moment
@@ -134,12 +141,15 @@ async def _failed(
     alone = len(part) == 1
     by_its_nature = isinstance(error, (Reject, Undecodable))
     searching = batch.split and isinstance(error, Exception) and not isinstance(error, (MemoryError, RetryLater))
+    if batch.since is None:
+        batch.since = began
     if not alone and (by_its_nature or searching):
         _split(batch, part)
         return None
     if isinstance(error, Exception) and all(lane.of.progress.revoked for lane, _ in part):
         return None
-    decision = decide(first, error, batch.trial, pool.retry, began)
+    trial = batch.trial or pool.retry.begin(began, batch.since)
+    decision = decide(first, error, trial, pool.retry, began, alone=alone)
     if isinstance(decision, Later):
         pool.retries += 1
         batch.trial = decision.trial

@@ -294,7 +294,7 @@ class SafeConsumer:
         except BaseException as error:  # noqa: BLE001 - raised by who called run()
             self._failure = error
         finally:
-            self._shut_down(time.monotonic())
+            self._shut_down(time.monotonic() - session.spent)
         if pool.failure is not None:
             self._failure = pool.failure
         elif self._failure is None and not session.stop_requested.is_set():
@@ -456,6 +456,10 @@ class SafeConsumer:
         named = {} if topic is None else {"topic": topic}
         return self._session.client.list_topics(**named, timeout=timeout)
 
+    def set_sasl_credentials(self, username: str, password: str) -> None:
+        """For connections of the consumer's client made from now on; not for those of a dead letter producer."""
+        self._session.client.set_sasl_credentials(username, password)
+
     def commit(self, *_: Any, **__: Any) -> None:
         """Not here: raises `SafeKafkaError`."""
         raise SafeKafkaError(
@@ -479,7 +483,7 @@ class SafeConsumer:
     def stop(self) -> None:
         """Ask `run()` to finish what is being handled, commit, leave the group and return. Returns at once; the poll
         thread sees it within 0.1 s, in which a quick handler is still called with what was fetched."""
-        self._session.stop_requested.set()
+        self._session.stop()
 
     def close(self) -> None:
         """Stop, and wait for `run()` on another thread to end. Idempotent. In a handler, in a callback, and on the

@@ -1,14 +1,14 @@
 """Messages with decoded keys and values, on the worker: a decoder may ask a schema registry, and take its time.
 
 Bytes that can't be decoded are to blame themselves: no further attempt. A registry that is down is not the message's
-fault: it is asked again, without counting, for `Retry(max_hold=...)` at most. Whatever happens to the message, its
-bytes are put back: for the next attempt, and for the dead letter.
+fault: it is asked again, without counting, for `Retry(max_hold=...)` at most. The pool puts the bytes back where a
+handler fails (`message.put_back`).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -34,7 +34,17 @@ _OF_BYTES = (
     AssertionError,
     struct.error,
 )
-_NOT_THERE = (404, 422)  # the registry answers, and knows no such schema
+# The same, by module and name, so that nothing is imported for it.
+_OF_BYTES_ELSEWHERE = frozenset(
+    {
+        ("zlib", "error"),
+        ("gzip", "BadGzipFile"),
+        ("_lzma", "LZMAError"),
+        ("_pickle", "UnpicklingError"),
+        ("google.protobuf.message", "DecodeError"),
+    }
+)
+_NOT_FOUND, _UNPROCESSABLE = 404, 422
 
 
 def decoding(
@@ -44,16 +54,8 @@ def decoding(
     decode = _Decode(key, value)
 
     def decoded(message: Message) -> Any:
-        raw = message.key(), message.value()
-        try:
-            decode(message)
-            result = handler(message)
-        except BaseException:
-            _put_back(message, *raw)
-            raise
-        if result is not None and isawaitable(result):
-            return _awaited(result, message, *raw)
-        return result
+        decode(message)
+        return handler(message)
 
     return decoded
 
@@ -64,24 +66,10 @@ def decoding_async(
     decode = _Decode(key, value)
 
     async def decoded(message: Message) -> None:
-        raw = message.key(), message.value()
-        try:
-            await decode.awaited(message)
-            await handler(message)
-        except BaseException:
-            _put_back(message, *raw)
-            raise
+        await decode.awaited(message)
+        await handler(message)
 
     return decoded
-
-
-async def _awaited(result: Awaitable[Any], message: Message, key: Any, value: Any) -> None:
-    """What a handler returned that is async after all."""
-    try:
-        await result
-    except BaseException:
-        _put_back(message, key, value)
-        raise
 
 
 class _Decode:
@@ -121,11 +109,27 @@ class _Decode:
 
 
 def _blamed(error: Exception) -> Exception:
-    if isinstance(error, _OF_BYTES):
-        return Undecodable(error) if _is_about_bytes(error) else RetryLater(_AGAIN_SECONDS, repr(error))
-    if getattr(error, "http_status_code", None) in _NOT_THERE:
+    if _is_not_there(error) or (_is_of_bytes(error) and _is_about_bytes(error)):
         return Undecodable(error)
     return RetryLater(_AGAIN_SECONDS, repr(error))
+
+
+def _is_of_bytes(error: BaseException) -> bool:
+    return isinstance(error, _OF_BYTES) or _is_of_bytes_elsewhere(error)
+
+
+def _is_of_bytes_elsewhere(error: BaseException) -> bool:
+    return any((kind.__module__, kind.__name__) in _OF_BYTES_ELSEWHERE for kind in type(error).__mro__)
+
+
+def _is_not_there(error: BaseException) -> bool:
+    """The registry answers, and knows no such schema. A 404 without a code of its own (404xx) is not the registry's
+    word, but that of a proxy which has none behind it."""
+    status = getattr(error, "http_status_code", None)
+    if status != _NOT_FOUND:
+        return status == _UNPROCESSABLE
+    code = getattr(error, "error_code", None)
+    return isinstance(code, int) and code // 100 == _NOT_FOUND
 
 
 def _unusable(decoder: Any, decoded: Any) -> Unusable:
@@ -143,13 +147,9 @@ def _is_about_bytes(error: BaseException) -> bool:
     """Not if it came from a network, or a registry that answered so."""
     cause: BaseException | None = error
     while cause is not None:
-        status = getattr(cause, "http_status_code", None)
-        if isinstance(cause, OSError) or (status is not None and status not in _NOT_THERE):
+        if isinstance(cause, OSError) and not _is_of_bytes_elsewhere(cause):
+            return False
+        if getattr(cause, "http_status_code", None) is not None and not _is_not_there(cause):
             return False
         cause = cause.__cause__ or cause.__context__
     return True
-
-
-def _put_back(message: Message, key: Any, value: Any) -> None:
-    message.set_key(key)
-    message.set_value(value)

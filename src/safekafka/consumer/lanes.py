@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Lane:
 
 
 class PartitionLanes:
-    __slots__ = ("lanes", "listed", "place", "progress", "ready", "running")
+    __slots__ = ("held", "lanes", "listed", "place", "progress", "ready", "running")
 
     def __init__(self, progress: PartitionProgress) -> None:
         self.progress = progress
@@ -77,6 +77,7 @@ class PartitionLanes:
         self.ready: deque[Lane] = deque()
         self.listed = False  # in line among the partitions
         self.running = 0  # lanes that workers have
+        self.held = False  # the poll thread's: nothing of it is fetched, so that others have room
 
 
 class Lanes:
@@ -105,15 +106,22 @@ class Lanes:
                 lane.extend(messages[1:])
                 self._make_ready(lane)
         else:
-            by_key = self._order == "key"
-            for message in messages:
-                key: Any = message.key() if by_key else message.offset()
-                lane = lanes.get(key)
-                if lane is not None:
-                    lane.append(message)
-                else:
-                    lanes[key] = lane = Lane(of, key, message)
-                    self._make_ready(lane)
+            by_key, ready = self._order == "key", of.ready
+            new = len(ready)
+            try:
+                for message in messages:
+                    key: Any = message.key() if by_key else message.offset()
+                    lane = lanes.get(key)
+                    if lane is not None:
+                        lane.append(message)
+                    else:
+                        lanes[key] = lane = Lane(of, key, message)
+                        ready.append(lane)
+            finally:  # counted together; a signal handler may raise before the last one
+                self.ready += len(ready) - new
+                if ready and not of.listed:
+                    of.listed = True
+                    self._line.append(of)
         return self.ready - before
 
     def give_up(self, partitions: Collection[PartitionLanes]) -> None:
@@ -173,6 +181,18 @@ class Lanes:
         else:
             self._make_ready(lane, first=untouched)
         return False
+
+    def give_back_all(self, lanes: Iterable[Lane], until: Mapping[Lane, float]) -> bool:
+        """Each as by `give_back`; true if the partition of one is gone."""
+        gone = False
+        for lane in lanes:
+            of = lane.of
+            if lane.head is None and not lane.rest and not of.progress.revoked:  # nearly all
+                of.running -= 1
+                del of.lanes[lane.key]
+            elif self.give_back(lane, until.get(lane)):
+                gone = True
+        return gone
 
     def park(self, lane: Lane) -> bool:
         """Nobody works on it, and it stays the caller's, until he resumes it or gives it back. True as above."""

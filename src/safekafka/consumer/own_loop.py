@@ -2,13 +2,17 @@
 when everything before it is.
 
 Threads: the caller's, one at a time, as with the raw client; `done` may be called on any, and so may `is_out`. `_out`
-holds what was handed out and is not done, by identity, since messages take no attributes; each step on it is atomic.
+holds what was handed out and is not done, by identity, since messages take no attributes. Of messages whose partition
+is gone, only the identities are kept, in `_given_up`: the caller's thread puts each one there before it takes the
+message out of `_out`, and `done` looks into `_out` first, so that it never finds neither. An identity comes again only
+when its message is no more; then it is forgotten. Each step on either is atomic; `_lanes` is the caller's thread's
+alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from safekafka.consumer.session import Session
 
 _STEP_SECONDS = 0.1
+_REMEMBERED = 10_000  # messages that were given up, at least
 
 
 class OwnLoop:
@@ -35,6 +40,9 @@ class OwnLoop:
         self._moved_at = 0.0  # when something was done last, or there was room
         self._told_stop = False
         self._out: dict[int, tuple[Message, PartitionLanes]] = {}
+        self._lanes: set[PartitionLanes] = set()  # that anything in `_out` is of
+        self._given_up: OrderedDict[int, bool] = OrderedDict()
+        self._remembered = max(max_in_flight, _REMEMBERED)
         self._fetched: deque[tuple[Message, PartitionLanes]] = deque()  # not handed out yet
         self._handing: list[tuple[Message, PartitionLanes]] = []  # on their way to the caller
 
@@ -69,6 +77,10 @@ class OwnLoop:
             fetched.popleft()
         given = [entry for entry in handing if not entry[1].progress.revoked]
         messages = [message for message, _ in given]
+        self._lanes.update(lanes for _, lanes in given)
+        if self._given_up:
+            for message in messages:
+                self._given_up.pop(id(message), None)
         self._out.update((id(entry[0]), entry) for entry in given)
         self._handing = []
         return messages
@@ -76,8 +88,7 @@ class OwnLoop:
     def _fetch(self, count: int, timeout: float) -> None:
         session = self._session
         records, size = session.settle()
-        if len(self._out) >= self._max_in_flight:
-            self._sweep()
+        self._sweep()
         session.balance(records, size)  # what the program paused, and what came of an assignment since
         self._look(session.held_back)
         session.take(self._keep, min(count, self._max_in_flight - records), size, timeout)
@@ -100,10 +111,18 @@ class OwnLoop:
         self._fetched.extend((message, lanes) for message in messages)
 
     def _sweep(self) -> None:
-        """Those of partitions that are gone: nobody waits for them."""
+        """Give up the messages of partitions that are gone. Goes through what is out only when there are any."""
+        gone = [lanes for lanes in self._lanes if lanes.progress.revoked]
+        if not gone:
+            return
         for number, (_, lanes) in list(self._out.items()):
             if lanes.progress.revoked:
-                self._out.pop(number, None)
+                self._given_up[number] = True
+                if self._out.pop(number, None) is None:  # done meanwhile
+                    self._given_up.pop(number, None)
+        while len(self._given_up) > self._remembered:
+            self._given_up.popitem(last=False)
+        self._lanes.difference_update(gone)
 
     @property
     def is_out(self) -> bool:
@@ -113,7 +132,10 @@ class OwnLoop:
     def done(self, message: Message) -> bool:
         """False if its partition was taken away meanwhile: whoever has it handles the message again."""
         entry = self._out.pop(id(message), None)
-        if entry is None or entry[0] is not message:
+        if entry is None:
+            if self._given_up.pop(id(message), False):
+                self._moved_at = time.monotonic()
+                return False
             raise ValueError(
                 f"done({message!r}): this message was not handed out by this consumer, or is done already. Remedy: "
                 "give the object that poll() or consume() returned, once."

@@ -14,6 +14,7 @@ so a drain that finds the lane free finds what was finished.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Collection, Sequence
 from time import monotonic
@@ -37,6 +38,7 @@ Handler: TypeAlias = "Callable[[Any], Any]"
 
 SLICE_SECONDS = 0.05  # a worker that has taken several lanes gives back after so long what it has not come to
 _LANES_AT_ONCE = 64
+_STEP_SECONDS = 0.1
 
 
 def pace(most: int, came_to: int, of: int, seconds: float) -> int:
@@ -47,15 +49,17 @@ def pace(most: int, came_to: int, of: int, seconds: float) -> int:
 
 
 class Refill(NamedTuple):
-    """While much is in flight: how many messages at a time are taken, and how many seconds pass between two looks for
-    room."""
+    """How many messages are taken at a time while little is in flight, and while much is; how many seconds pass between
+    two looks for room; and how many in flight are enough, though the program allows more."""
 
+    to_fill: int
     messages: int
     pause: float
+    enough: float = math.inf
 
 
 # More new objects at once than 700 have Python look for garbage among all that is in flight, again and again.
-REFILL = Refill(500, 0.002)
+REFILL = Refill(5_000, 500, 0.002)
 
 
 class Pool:
@@ -115,10 +119,14 @@ class Pool:
                 self._probe = ()  # nobody has to wait for its handler to try another one
                 self._wake(max(1, self.lanes.ready))
 
-    def wait_until_free(self, partitions: Collection[PartitionLanes], until: float) -> bool:
-        """Wait until no message of these partitions is being handled; False if one still is at `until` (monotonic)."""
+    def wait_until_free(self, partitions: Collection[PartitionLanes], until: Callable[[], float]) -> bool:
+        """Wait until no message of these partitions is being handled; False if one still is at `until()` (monotonic),
+        which may come nearer meanwhile."""
         with self.lock:
-            return self._wait(lambda: self.lanes.are_free(partitions), until - monotonic())
+            while not self._wait(lambda: self.lanes.are_free(partitions), min(_STEP_SECONDS, until() - monotonic())):
+                if monotonic() >= until():
+                    return False
+            return True
 
     def wait_for_progress(self, seconds: float) -> None:
         """Until a worker gave something back, at most so long."""
@@ -207,8 +215,7 @@ class Pool:
         if self._probe and self._probe[0] in came_to:
             self._probe = ()
         gone = self._give_back_untouched(handling)
-        for lane in came_to:
-            gone |= self.lanes.give_back(lane, moments.get(lane))
+        gone = self.lanes.give_back_all(came_to, moments) or gone
         if gone or moments or self.lanes.ready:
             self._wake(max(1, self.lanes.ready))  # one takes note of the moments
         if self._watched:

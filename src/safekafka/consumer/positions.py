@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Partition
@@ -30,6 +30,7 @@ from safekafka.errors import RecordsExpired, SafeKafkaError
 from safekafka.observe import Event, emit
 
 Key: TypeAlias = "tuple[str, int]"
+_T = TypeVar("_T")
 Policy: TypeAlias = Literal["earliest", "latest", "error"]
 
 _ASK_SECONDS = 2.0
@@ -71,8 +72,10 @@ class Positions:
         self._left: dict[Key, int] = {}  # the last position that was refused, and is not ours any more
         self._out: set[Key] = set()  # taken out of the assignment, and to be put back
         self.astray: set[Key] = set()  # to be assigned anew; what the client hands out of them until then is not wanted
-        self._ends: dict[str, dict[Key, int]] = {}  # that we chose for the group, by topic
-        self._awaited: dict[str, float] = {}  # topics whose start another member chooses; when to tell it
+        # By topic: the ends that we choose for the group, of its partitions when we began. None: not told yet
+        self._ends: dict[str, dict[Key, int | None]] = {}
+        self._awaited: dict[str, float] = {}  # topics whose start is not known with `latest`; when to tell it
+        self.awaited: dict[str, str] = {}  # those of them that it was told of, and what for. Read by any thread
         self._found: dict[Key, int] = {}  # starts of the logs of lost partitions, told by `ask()`, not used yet
         self._ask_at = 0.0
         self._tries = 0  # in a row, since nothing was lost
@@ -177,6 +180,10 @@ class Positions:
     def ask(self) -> None:
         """Find out where the logs of the lost partitions start; what fails is tried again by a later call. May take
         seconds."""
+        if self._awaited:
+            waiting = {key[0] for key in self._lost if self.position(key) is None}
+            for topic in self._awaited.keys() - waiting:
+                self._starts(topic)
         if self._failure is None and self._lost and not self._found and self._clock() >= self._ask_at:
             try:
                 self._found = self._find()
@@ -234,25 +241,32 @@ class Positions:
         numbers = self._client.list_topics(topic, timeout=_ASK_SECONDS).topics[topic].partitions
         committed = self._committed_of([(topic, number) for number in numbers])
         if not committed or len(committed) < len(numbers):
+            self._tell_awaited(topic, len(mine), "the brokers to tell what the group has committed")
             return []
         self._ours.update((key, committed[key]) for key in mine if key in committed)
         choice = choice_of_latest(committed, (topic, 0) in self._ours)
         if choice is Choice.BEGINNING:
-            self._awaited.pop(topic, None)
+            self._starts(topic)
             self._ends.pop(topic, None)
             return mine
         if choice is Choice.ANOTHER_MEMBER:
-            self._tell_awaited(topic, len(mine))
+            self._tell_awaited(topic, len(mine), "the member that has partition 0 to commit the ends")
             return []
-        if topic not in self._ends:
-            ends = self._ask(list(committed), OFFSET_END)
-            if len(ends) < len(committed):
-                return []
-            self._ends[topic] = ends
+        ends = self._ends.setdefault(topic, dict.fromkeys(committed))
+        # Each counts from when it is told first: what comes behind it, while others are not told yet, is not skipped.
+        ends.update(self._edges([key for key, end in ends.items() if end is None], OFFSET_END, ends))
+        unknown = sorted(number for (_, number), end in ends.items() if end is None)
+        if unknown:
+            self._tell_awaited(topic, len(mine), f"the leaders of partitions {unknown} to tell their ends")
+            return []
         # Nothing is read before the brokers say that these are committed, when they are asked next. If they are slow,
         # the same ones are sent again: others, arriving late, would move the group past what is handled by then.
-        self._commit([Partition(*key, end) for key, end in self._ends[topic].items()])
+        self._commit([Partition(*key, end) for key, end in ends.items() if end is not None])
         return []
+
+    def _starts(self, topic: str) -> None:
+        self._awaited.pop(topic, None)
+        self.awaited.pop(topic, None)
 
     def _assign_anew(self, starts: dict[Key, Start]) -> None:
         placed = {key: Partition(*key, start.offset) for key, start in starts.items()}
@@ -306,11 +320,14 @@ class Positions:
         return {(one.topic, one.partition): one.offset for one in answer if one.error is None and one.offset >= 0}
 
     def _lows(self, keys: Sequence[Key]) -> dict[Key, int]:
-        """The starts of the logs. While a leader does not answer, they are asked for one by one, within a bounded time;
-        those without an answer come last the next time."""
+        return self._edges(keys, OFFSET_BEGINNING, self._lost)
+
+    def _edges(self, keys: Sequence[Key], what: int, order: dict[Key, _T]) -> dict[Key, int]:
+        """The starts or the ends of the logs. While a leader does not answer, they are asked for one by one, within a
+        bounded time; those without an answer are put last in `order`, for the next time."""
         found: dict[Key, int] = {}
         if keys and not self._one_by_one:
-            found = self._ask(keys, OFFSET_BEGINNING)
+            found = self._ask(keys, what)
         if found or not keys:
             return found
         self._one_by_one = False
@@ -320,10 +337,12 @@ class Positions:
                 self._one_by_one = True
                 break
             try:
-                found[key] = self._client.get_watermark_offsets(Partition(*key), timeout=_ASK_ONE_SECONDS)[0]
+                low, high = self._client.get_watermark_offsets(Partition(*key), timeout=_ASK_ONE_SECONDS)
             except KafkaException:
                 self._one_by_one = True
-                self._lost[key] = self._lost.pop(key)
+                order[key] = order.pop(key)
+            else:
+                found[key] = low if what == OFFSET_BEGINNING else high
         return found
 
     def _commit(self, offsets: list[Partition]) -> None:
@@ -373,11 +392,12 @@ class Positions:
             elif start.fate is Fate.BEYOND_END:
                 emit(Event.POSITION_BEYOND_END, topic=topic, partition=partition, offset=position, start=start.offset)
 
-    def _tell_awaited(self, topic: str, partitions: int) -> None:
+    def _tell_awaited(self, topic: str, partitions: int, waits_for: str) -> None:
         now = self._clock()
         if now >= self._awaited.setdefault(topic, now + _TELL_SECONDS):
             self._awaited[topic] = now + _TELL_SECONDS
-            emit(Event.START_AWAITED, topic=topic, partitions=partitions)
+            self.awaited[topic] = waits_for
+            emit(Event.START_AWAITED, topic=topic, partitions=partitions, waits_for=waits_for)
 
 
 def _no_position(keys: list[Key]) -> SafeKafkaError:

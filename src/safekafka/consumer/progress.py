@@ -17,6 +17,7 @@ settled (one atomic step); the poll thread takes it from there (`settle`).
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from bisect import bisect_right
 from collections import deque
@@ -28,6 +29,8 @@ from confluent_kafka import Message
 from safekafka.consumer.offset_map import MAX_CHARACTERS, OffsetMap, encode
 
 _HOLD_BACK, _LET_GO = MAX_CHARACTERS * 3 // 4, MAX_CHARACTERS // 2
+_CHARACTERS = 1.25 * 1.3 / 8  # of the map for each bit that it has to tell; 1.3: what its packing needs beyond that
+FEW = 500  # unfinished ones, of which the map has room whatever they are
 _STRETCHES = 1_000  # without a gap, that are known of a partition
 
 
@@ -205,6 +208,17 @@ class PartitionProgress:
             text = encode(map_)
         self.held_back = len(text) > (_LET_GO if self.held_back else _HOLD_BACK)
         return text if len(text) <= MAX_CHARACTERS else ""
+
+    def may_outgrow(self, held: bool) -> bool:
+        """Whether the map could become too large, should just the wrong ones of what is unfinished be finished. With
+        hysteresis: `held`, the last answer."""
+        unfinished, frontier = len(self._open), self.frontier
+        if self.topic_id is None or unfinished < FEW or frontier is None or self.next_offset is None:
+            return False
+        span = self.next_offset - frontier
+        chosen = min(unfinished, span // 2)
+        bits = chosen * math.log2(math.e * span / chosen)  # no fewer than tell which so many of the span are
+        return bits * _CHARACTERS > (_LET_GO if held else _HOLD_BACK)
 
     def _beyond(self, frontier: int) -> OffsetMap | None:
         before, epochs = self.before, self._epochs

@@ -44,8 +44,8 @@ class Retry:
 
     `attempts` counts the first one. `wait` is any of tenacity's wait strategies (seconds), `on` the exception types
     that are worth another attempt. `stop` and `retry` take tenacity's strategies in place of `attempts` and `on`.
-    `max_hold`: seconds from the beginning of its first attempt for which a message may hold up those behind it,
-    whatever the rest says; then it is dead-lettered, or stops the consumer.
+    `max_hold`: seconds from the beginning of its first attempt, or of its batch's, for which a message may hold up
+    those behind it, whatever the rest says; then it is dead-lettered, or stops the consumer.
     """
 
     attempts: int = 5
@@ -68,9 +68,9 @@ class Retry:
                     f"{name}={strategy!r}: give a {name} strategy of tenacity, as in tenacity.{_AS_IN[name]}"
                 )
 
-    def begin(self, began: float) -> Trial:
-        """`began`: when the first attempt began (monotonic, seconds)."""
-        return Trial(self, began)
+    def begin(self, began: float, since: float | None = None) -> Trial:
+        """`began`: when the first attempt began (monotonic, seconds). `since`: when the holding did, if before."""
+        return Trial(self, began, began if since is None else since)
 
 
 class Trial:
@@ -78,7 +78,7 @@ class Trial:
 
     __slots__ = ("_max_hold", "_retrying", "_state", "attempts", "overdue", "since")
 
-    def __init__(self, retry: Retry, began: float) -> None:
+    def __init__(self, retry: Retry, began: float, since: float) -> None:
         worth_it = retry.retry or tenacity.retry_if_exception_type(retry.on)
         self._retrying = tenacity.Retrying(
             stop=retry.stop or tenacity.stop_after_attempt(retry.attempts),
@@ -87,7 +87,8 @@ class Trial:
             reraise=True,
         )
         self._state = tenacity.RetryCallState(self._retrying, None, (), {})
-        self._state.start_time = self.since = began
+        self._state.start_time = began
+        self.since = since
         self._max_hold = retry.max_hold
         self.attempts = 0  # that counted
         self.overdue = False  # there would be another one, but for `max_hold`

@@ -27,7 +27,7 @@ from safekafka.consumer.lanes import PartitionLanes
 from safekafka.consumer.offset_map import decode
 from safekafka.consumer.pool import REFILL, Pool, Refill
 from safekafka.consumer.positions import Policy, Positions
-from safekafka.consumer.progress import PartitionProgress, Position
+from safekafka.consumer.progress import FEW, PartitionProgress, Position
 from safekafka.consumer.stats import ConsumerStats, Unfinished
 from safekafka.consumer.topic_ids import TopicIds
 from safekafka.consumer.topic_watch import TopicWatch
@@ -39,7 +39,6 @@ from safekafka.observe import Event, emit
 Key: TypeAlias = "tuple[str, int]"
 
 POLL_SECONDS = 0.1
-_TAKE_TO_FILL = 5_000  # messages at a time, where little is in flight; else `REFILL`, or what the pool says
 _PATIENCE_SECONDS = 0.5  # before a pause, which throws away what the client has fetched
 _FEW = 100  # messages
 _LOOK_SECONDS = 1.0
@@ -47,6 +46,9 @@ _ASK_AGAIN_SECONDS = 30.0
 _ID_SECONDS = 1.0
 _ANSWER_SECONDS = 0.01  # between two looks for one that is on its way
 _END_SECONDS = 5.0
+_STANDS_SECONDS = 5.0
+_SILENT_SECONDS = 10.0  # without an answer to a fetch since a partition was assigned; then twice as long, and so on
+_UNANSWERED_SECONDS = 20.0  # at most, until leaders are asked again where one did not answer: that takes seconds
 CLOSE_SECONDS = 5.0  # what the end keeps of shutdown_timeout at most, for leaving the group
 # What refuses a commit while the group or its coordinator moves.
 _COMMIT_AGAIN = frozenset(
@@ -126,6 +128,7 @@ class Session:
         )
         self.pool: Pool | None = None
         self.stop_requested = threading.Event()
+        self.stopped_at: float | None = None  # when that was (monotonic)
         self.stats = ConsumerStats()
         self._paused_by_user: set[Key] = set()
         self.callbacks: dict[str, Callable[[list[TopicPartition]], None]] = {}  # the program's, of rebalances
@@ -133,6 +136,10 @@ class Session:
         self._taking = False  # inside `take`
         self._finished = self._skipped = self._commits = 0
         self._full_since: float | None = None
+        self._standing: set[Key] = set()  # partitions whose frontier has not moved for `_STANDS_SECONDS`
+        self._crowded = False  # so much is in flight that each partition has its share only
+        self._holds = False  # some partition, by `_hold_standing`
+        self._most = 0  # messages of one partition that are in flight
         self._paused = False
         self._pauses_changed = False  # since the last `balance`
         self._commit_sent: dict[Key, tuple[PartitionProgress, Position]] = {}
@@ -142,14 +149,19 @@ class Session:
         self._frontiers: dict[Key, tuple[int, float]] = {}  # since when it stands there
         self._ends: dict[Key, int] = {}  # of paused partitions, as told by the brokers
         self._ends_at = 0.0
+        # No answer to a fetch yet: since when, and how long it may be
+        self._silent: dict[Key, tuple[float, float]] = {}
+        self._silence_asked_at = -math.inf
+        self._silence_pause = 0.0
         self._seen: dict[int, tuple[Message, int, float]] = {}  # what each worker handles, and since when
         self._told_stuck: set[int] = set()
         self._answered = self._looking_for_brokers = False  # a broker did, while none was to be reached
         self._subscribed: list[str] = []
-        self._topic_watch = TopicWatch(topic_ids.missing)
+        self._topic_watch = TopicWatch(topic_ids.withheld)
         self._assignment_watch = AssignmentWatch() if told_once else None
-        self._read: set[str | None] = set()  # topics that messages came of; None: partitions came of the group
-        self._denied: dict[str | None, float] = {}  # those of them that we have no right to any more, and since when
+        self._read: set[str | None] = set()  # topics that were fetched of; None: partitions came of the group
+        # Those that we have no right to any more: since when, and by which partition that was told, if by one
+        self._denied: dict[str | None, tuple[float, int | None]] = {}
         self._ids: dict[str, str] = {}  # of topics, as last told
         self._asking: threading.Thread | None = None
         self._ask_at = 0.0
@@ -157,10 +169,16 @@ class Session:
         self._polled_at = math.inf  # when the last poll ended
         self._missed_polls = False  # before the present one, for so long that the client has left the group
         self._seeks: deque[TopicPartition] = deque()  # asked for by other threads
+        self._drained = 0.0  # seconds behind the stop in which handlers were waited for
         self._end = math.inf  # monotonic; set when the end begins
         self._rebalances = 0  # callbacks
         self._closing = False  # leaving the group, and inside the client's close()
         self.helper: threading.Thread | None = None
+
+    def stop(self) -> None:
+        """Any thread, and signal handlers."""
+        self.stopped_at = self.stopped_at or time.monotonic()
+        self.stop_requested.set()
 
     def subscribe(self, topics: list[str]) -> None:
         self._subscribed = topics
@@ -182,11 +200,21 @@ class Session:
         assert self.pool is not None
         self.pool.rescue()
         records, size = self.settle()
-        if self._waits_for_room(records, size):
+        stand, stand_size, flow, flow_size = self._hold_standing(records, size)
+        limits = self._limits
+        # What the others may have is all there is for them: full, and half of it, as it is without any that stand.
+        records = flow * limits.max_in_flight // (limits.max_in_flight - stand)
+        size = flow_size * limits.max_in_flight_bytes // (limits.max_in_flight_bytes - stand_size)
+        refill = self.pool.refill
+        if self._waits_for_room(records, size, refill):
             return
         self.balance(records, size)
         runs: list[tuple[PartitionLanes, Sequence[Message]]] = []
-        self.take(lambda *run: runs.append(run), self._limits.max_in_flight - records, size, POLL_SECONDS)
+        room, size = int(min(limits.max_in_flight - stand, refill.enough)) - flow, stand_size + flow_size
+        if self._crowded:
+            share, share_of_bytes = self._share()
+            room, size = min(room, share), max(size, limits.max_in_flight_bytes - share_of_bytes)
+        self.take(lambda *run: runs.append(run), room, size, POLL_SECONDS, refill)
         if runs:
             self.pool.add(runs)
         self.after_take()
@@ -196,10 +224,16 @@ class Session:
             self._pauses_changed = True
         self.commit_if_due()
         self._look()
-        self._positions.ask()
+        if not self.stop_requested.is_set():
+            self._positions.ask()
 
     def take(
-        self, to: Callable[[PartitionLanes, Sequence[Message]], None], room: int, size: int, seconds: float
+        self,
+        to: Callable[[PartitionLanes, Sequence[Message]], None],
+        room: int,
+        size: int,
+        seconds: float,
+        refill: Refill = REFILL,
     ) -> None:
         """At most `room` messages; `size`: the bytes that are in flight."""
         self._thread = threading.get_ident()
@@ -216,7 +250,8 @@ class Session:
             # consume(n) alone would wait for all n; behind a poll() it takes what is there.
             # As if all were as large: there may be as many bytes ready as the client has fetched.
             room_of_bytes = (self._limits.max_in_flight_bytes - size) // max(1, len(message))
-            most = self._refill.messages if 2 * room < self._limits.max_in_flight else _TAKE_TO_FILL
+            little = 2 * room >= min(self._limits.max_in_flight, refill.enough)
+            most = refill.to_fill if little else refill.messages
             more = min(most, room, room_of_bytes) - 1
             if more > 0:
                 messages += self.client.consume(more, 0)
@@ -253,7 +288,7 @@ class Session:
         self._missed_polls = time.monotonic() - self._polled_at >= self._limits.poll_interval
 
     def accept(self, messages: Sequence[Message], to: Callable[[PartitionLanes, Sequence[Message]], None]) -> None:
-        errors = [message.error() for message in messages]
+        errors = list(map(Message.error, messages))
         start = 0
         if any(errors):
             for at, error in enumerate(errors):
@@ -267,8 +302,7 @@ class Session:
         """Many in few steps: what is done here for each message alone bounds the rate."""
         if not messages:
             return
-        topics = [message.topic() for message in messages]
-        places = zip(topics, [message.partition() for message in messages], strict=True)
+        places = zip(map(Message.topic, messages), map(Message.partition, messages), strict=True)
         start = 0
         for place, same in itertools.groupby(places):
             end = start + len(list(same))
@@ -306,16 +340,16 @@ class Session:
         if verdict is Verdict.POSITION:
             self._positions.lost((topic, message.partition()), message.offset(), error)  # type: ignore[arg-type]
         elif verdict is Verdict.RIGHTS and topic in self._read and not is_final(error):
-            self._lose_right(topic, error)
+            self._lose_right(topic, error, message.partition())
         elif verdict is Verdict.TELL:
             emit(Event.CLIENT_ERROR, error=error.name(), detail=error.str(), topic=topic)
         elif verdict not in (Verdict.AWAITED, Verdict.EXPECTED):
             raise failure_of(error, verdict, (topic, message.partition(), message.offset())) from KafkaException(error)
 
-    def _lose_right(self, topic: str | None, error: KafkaError) -> None:
+    def _lose_right(self, topic: str | None, error: KafkaError, partition: int | None = None) -> None:
         """`topic`: None for the group. Told once."""
         if topic not in self._denied:
-            self._denied[topic] = time.monotonic()
+            self._denied[topic] = time.monotonic(), partition
             emit(
                 Event.AUTHORIZATION_LOST,
                 topic=topic,
@@ -325,13 +359,13 @@ class Session:
             )
 
     def _has_right(self, topic: str | None) -> None:
-        since = self._denied.pop(topic, None)
-        if since is not None:
+        denied = self._denied.pop(topic, None)
+        if denied is not None:
             emit(
                 Event.AUTHORIZATION_REGAINED,
                 topic=topic,
                 group=self._group,
-                seconds=round(time.monotonic() - since, 1),
+                seconds=round(time.monotonic() - denied[0], 1),
             )
 
     @property
@@ -342,19 +376,25 @@ class Session:
             found.append(diagnosis.strip())
         for topic in list(self._denied):
             found.append(f"no right to read {'the group' if topic is None else f'topic {topic!r}'} any more")
+        for topic, what in list(self._positions.awaited.items()):
+            found.append(f"topic {topic!r} is not read yet: waits for {what}")
         return found + [f"topic {topic!r} is not there" for topic in list(self._topic_watch.unknown)]
 
     # ---- holding back
 
     def settle(self) -> tuple[int, int]:
         """See what the workers have finished. Returns what is in flight: messages, bytes."""
-        records = size = 0
+        records = size = most = 0
         for lanes in self._partitions.values():
             progress = lanes.progress
             if progress.finished:
                 self._finished += progress.settle()
-            records += progress.unfinished
+            unfinished = progress.unfinished
+            records += unfinished
             size += progress.bytes
+            if unfinished > most:
+                most = unfinished
+        self._most = most
         return records, size
 
     @property
@@ -362,9 +402,45 @@ class Session:
         """No messages are taken until some of those that are in flight are finished."""
         return self._paused
 
-    @property
-    def _refill(self) -> Refill:
-        return REFILL if self.pool is None else self.pool.refill
+    def _hold_standing(self, records: int, size: int) -> tuple[int, int, int, int]:
+        """All partitions that stand still have half of what may be in flight: behind a head that waits for its retry,
+        or a handler that does not come back, they would have all of it in the end, and nothing else would flow. Returns
+        how many messages and bytes of theirs count, and those of the others."""
+        limits, records_of, size_of = self._limits, 0, 0
+        # What those that stand have beyond their half counts nowhere else. One that moves once in a while takes anew
+        # each time, and there may be many.
+        times = 1.5 if self._crowded else 2.0
+        many = records >= times * limits.max_in_flight or size >= times * limits.max_in_flight_bytes
+        self._crowded = many and len(self._partitions) > 1
+        if not (self._standing or self._crowded or self._holds or (self._maps and self._most >= FEW)):
+            return 0, 0, records, size
+        half, half_of_bytes = limits.max_in_flight // 2, limits.max_in_flight_bytes // 2
+        standing = self._standing if len(self._partitions) > 1 else ()
+        for key in standing:
+            if key in self._partitions:
+                records_of += self._partitions[key].progress.unfinished
+                size_of += self._partitions[key].progress.bytes
+        much = records_of >= half or size_of >= half_of_bytes
+        little = records_of <= half // 2 and size_of <= half_of_bytes // 2
+        share, share_of_bytes = self._share()
+        self._holds = False
+        for key, lanes in self._partitions.items():
+            held = key in standing and (much or (lanes.held and not little))
+            held = held or (self._maps and lanes.progress.may_outgrow(lanes.held))
+            if self._crowded:
+                part = 2 if lanes.held else 1
+                progress = lanes.progress
+                held = held or progress.unfinished * part > share or progress.bytes * part > share_of_bytes
+            self._holds = self._holds or held
+            if lanes.held != held:
+                lanes.held = held
+                self._pauses_changed = True
+        return min(records_of, half), min(size_of, half_of_bytes), records - records_of, size - size_of
+
+    def _share(self) -> tuple[int, int]:
+        """What each partition may have where too much is in flight: messages, bytes."""
+        limits, partitions = self._limits, 2 * max(1, len(self._partitions))
+        return max(1, limits.max_in_flight // partitions), max(1, limits.max_in_flight_bytes // partitions)
 
     def is_full(self, records: int, size: int) -> bool:
         return records >= self._limits.max_in_flight or size >= self._limits.max_in_flight_bytes
@@ -372,12 +448,13 @@ class Session:
     def _is_low(self, records: int, size: int) -> bool:
         return records <= self._limits.max_in_flight // 2 and size <= self._limits.max_in_flight_bytes // 2
 
-    def _waits_for_room(self, records: int, size: int) -> bool:
+    def _waits_for_room(self, records: int, size: int, refill: Refill) -> bool:
         """Once full, until there is room for many messages, for a bounded time: to take a few at each turn would keep
         the workers from the interpreter."""
-        full = self.is_full(records, size)
         limits = self._limits
-        room = limits.max_in_flight - records >= min(limits.max_in_flight // 2, self._refill.messages)
+        most = min(limits.max_in_flight, refill.enough)
+        full = records >= most or self.is_full(records, size)
+        room = most - records >= min(most // 2, refill.messages)
         room_of_bytes = size <= limits.max_in_flight_bytes // 2
         if self._paused or not (full or self._full_since) or (room and room_of_bytes):
             self._full_since = None
@@ -391,7 +468,7 @@ class Session:
         if self._limits.max_in_flight < _FEW:  # they may be through at once
             self.pool.wait_for_progress(POLL_SECONDS / 2)
         else:
-            time.sleep(self._refill.pause)
+            time.sleep(refill.pause)
         return True
 
     def balance(self, records: int, size: int) -> None:
@@ -421,7 +498,7 @@ class Session:
 
     def _is_held(self, key: Key) -> bool:
         lanes = self._partitions.get(key)
-        return key in self._paused_by_user or (lanes is not None and lanes.progress.held_back)
+        return key in self._paused_by_user or (lanes is not None and (lanes.held or lanes.progress.held_back))
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
         """For the program, until it resumes them; also across rebalances."""
@@ -466,13 +543,80 @@ class Session:
         self._look_for_stuck(now)
         self._look_for_ends(now)
         self._look_for_brokers(now)
-        assigned = {topic for topic, _ in self._partitions}
-        self._topic_watch.look(now, [one for one in self._subscribed if one not in assigned and one[0] != "^"])
+        self._topic_watch.look(now, self._without_partitions())
+        self._look_for_rights()
+        self._look_for_silence(now)
         if self._assignment_watch is not None and self._assignment_watch.look(now, self._watch.heartbeat_timed_out_at):
             self._join_anew()
         self.stats = self._stats(now)
         if self._maps and now >= self._ask_at:
             self._ask_for_ids()
+
+    def _without_partitions(self) -> list[str]:
+        """The topics that we are to read and have no partition of. What a pattern stands for is known of those only
+        whose right was lost."""
+        assigned = {topic for topic, _ in self._partitions}
+        topics = {one for one in self._subscribed if one[0] != "^"}
+        if self._has_patterns:
+            topics.update(name for name in self._denied if name is not None)
+        return sorted(topics - assigned)
+
+    @property
+    def _has_patterns(self) -> bool:
+        return any(one[0] == "^" for one in self._subscribed)
+
+    def _look_for_rights(self) -> None:
+        """Of an idle topic, no message tells of them. The client forgets the end of a log with an answer that denies
+        the right to fetch, and knows it with any other."""
+        for topic, partition in self._partitions:
+            denied = self._denied.get(topic)
+            if (topic not in self._read or denied is not None) and self._fetched_end((topic, partition)) is not None:
+                self._read.add(topic)
+                told_by = None if denied is None else denied[1]
+                if told_by in (None, partition) or (topic, told_by) not in self._partitions:
+                    self._has_right(topic)
+        for topic, error in self._topic_watch.denied.items():
+            self._lose_right(topic, error)
+        here = {topic for topic, _ in self._partitions}
+        for name, (_, told_by) in list(self._denied.items()):
+            if name is None or name in self._topic_watch.denied:
+                continue
+            forgotten = not self._has_patterns or name in self._topic_watch.unknown
+            if forgotten and name not in here and name not in self._subscribed:
+                del self._denied[name]  # nothing of it is to be read any more, or is there
+                continue
+            # Of one without partitions here, the brokers have been asked meanwhile.
+            if told_by is None or (name not in here and name in self._topic_watch.there):
+                self._has_right(name)
+
+    def _look_for_silence(self, now: float) -> None:
+        """The client may not fetch from a partition that it has (librdkafka 2.16: now and then of one that was assigned
+        before it knew of it, as one added to a topic). If its leader answers us, it is assigned anew."""
+        silent = {}
+        for key in self._partitions:
+            if self._paused or self._is_held(key) or key[0] in self._denied or self._fetched_end(key) is not None:
+                continue
+            if self._positions.of(key) is not None:  # else it is being looked for
+                silent[key] = self._silent.get(key, (now, _SILENT_SECONDS))
+        self._silent = silent
+        due = [(patience, key) for key, (since, patience) in silent.items() if now - since >= patience]
+        if not silent:
+            self._silence_pause = 0.0
+        if not due or now - self._silence_asked_at < self._silence_pause or self.stop_requested.is_set():
+            return
+        patience, key = min(due)  # one at a time: its leader may take seconds not to answer
+        self._silent[key] = now, 2 * patience
+        if self._positions.ends([key]):
+            emit(
+                Event.CLIENT_ERROR,
+                error="no answer",
+                detail=f"nothing was fetched of {key[0]}[{key[1]}] for {patience:.0f} s; it is assigned anew",
+            )
+            self._positions.wanted(key, self._positions.position(key))
+            self._silence_pause = 0.0
+        else:
+            self._silence_pause = min(_UNANSWERED_SECONDS, max(_SILENT_SECONDS, 2 * self._silence_pause))
+        self._silence_asked_at = time.monotonic()
 
     def _join_anew(self) -> None:
         """The revocation that this brings is one in order: what is finished is committed."""
@@ -513,9 +657,10 @@ class Session:
         if not paused:
             self._ends = {}
             self._ends_at = now + _END_SECONDS
-        elif now >= self._ends_at:
+        elif now >= self._ends_at and not self.stop_requested.is_set():
             self._ends = self._positions.ends(paused)
-            self._ends_at = time.monotonic() + _END_SECONDS
+            answered = len(self._ends) == len(paused)
+            self._ends_at = time.monotonic() + (_END_SECONDS if answered else _UNANSWERED_SECONDS)
 
     def _look_for_brokers(self, now: float) -> None:
         """The client tells when the last one goes, and not when one is back: on an idle topic nobody would know."""
@@ -564,6 +709,7 @@ class Session:
                 if oldest is None or seconds > oldest.seconds:
                     oldest = Unfinished(*key, frontier, seconds)
         self._frontiers = frontiers
+        self._standing = {key for key, (_, since) in frontiers.items() if now - since >= _STANDS_SECONDS}
         return ConsumerStats(
             assigned=len(self._partitions),
             in_flight=records,
@@ -575,16 +721,20 @@ class Session:
             dead_lettered=0 if self.pool is None else self.pool.dead_lettered,
             skipped=self._skipped,
             commits=self._commits,
-            paused=self._paused,
+            paused=self._paused or any(lanes.held for lanes in self._partitions.values()),
         )
 
     def _high_watermark(self, key: Key) -> int | None:
         """As it was told last: no question to the brokers."""
+        fetched = self._fetched_end(key)
+        return self._ends.get(key) if fetched is None else max(fetched, self._ends.get(key, fetched))
+
+    def _fetched_end(self, key: Key) -> int | None:
+        """Of the log, as the last answer told that the client had to fetching."""
         try:
             high: int = self.client.get_watermark_offsets(TopicPartition(*key), cached=True)[1]
         except KafkaException:
             return None
-        high = max(high, self._ends.get(key, high))
         return high if high >= 0 else None
 
     # ---- committing
@@ -787,11 +937,11 @@ class Session:
             self._partitions[key] = PartitionLanes(PartitionProgress(*key))
         if self._end == math.inf:  # else nothing is read any more, and there is no time to ask brokers
             self._positions.assign(partitions)
-        self._hold_what_is_paused(partitions)
         self._pauses_changed = True
         if self._maps:
             self._ask_for_ids()
         self._call_back("on_assign", partitions)
+        self._hold_what_is_paused(partitions)  # in the callback too
         self._read.add(None)
         self._has_right(None)
         if partitions:
@@ -858,8 +1008,18 @@ class Session:
                 self._finished += one.progress.settle()
                 one.progress.revoked = True
             return
+
+        began, limit = time.monotonic(), self.pool.limit
+
+        def end() -> float:
+            """A stop that comes meanwhile counts from its own moment; handlers are told."""
+            if self.stopped_at is None or self._end < math.inf:
+                return until
+            limit.deadline = min(until, max(began, self.stopped_at) + self._limits.finishing - self._drained)
+            return limit.deadline
+
         self.pool.give_up(lanes, until)
-        if not self.pool.wait_until_free(lanes, until):
+        if not self.pool.wait_until_free(lanes, end):
             emit(
                 Event.HANDLER_ABANDONED,
                 drain_timeout=self._limits.drain_timeout,
@@ -869,7 +1029,9 @@ class Session:
         if (
             self._asking is not None
         ):  # the commit that follows wants the topic's id, and this may have been a short time
-            self._asking.join(max(0.0, min(_ID_SECONDS, until - time.monotonic())))
+            self._asking.join(max(0.0, min(_ID_SECONDS, end() - time.monotonic())))
+        if self.stopped_at is not None:
+            self._drained += time.monotonic() - max(began, self.stopped_at)
 
     def _lanes_of(self, partitions: Iterable[TopicPartition]) -> list[PartitionLanes]:
         found = (self._partitions.get((partition.topic, partition.partition)) for partition in partitions)
@@ -884,6 +1046,13 @@ class Session:
             self._partitions.pop((partition.topic, partition.partition), None)
 
     # ---- the end
+
+    @property
+    def spent(self) -> float:
+        """Seconds of `shutdown_timeout`: the stop came during a revocation, whose drain counts for it too. Of what else
+        the poll thread did until it saw the stop the first 5 s do not: handlers were not told of it, and went on."""
+        late = 0.0 if self.stopped_at is None else time.monotonic() - self.stopped_at - CLOSE_SECONDS
+        return min(max(self._drained, late), self._limits.finishing)
 
     def shut_down(self, began: float) -> float:
         """Drain, commit, leave the group; within `shutdown_timeout` since it `began`. Returns until when what remains

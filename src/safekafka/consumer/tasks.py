@@ -20,12 +20,15 @@ from safekafka.consumer.batches import Batch, Filling, handle
 from safekafka.consumer.current import Handling, enter
 from safekafka.consumer.lanes import Lane
 from safekafka.consumer.pool import REFILL, SLICE_SECONDS, Pool, Refill, pace
+from safekafka.message import put_back
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
-_QUICK_SECONDS = 0.004  # of handlers: while all wait, a usual refill (some 2 us a message) does not fit in
-_QUICK_REFILL = Refill(100, 0.001)
+# Seconds that a handler takes, of those who wait for somebody. The others keep the interpreter to themselves, or are so
+# slow that it does not matter how much is in flight.
+_WAITING = (0.0001, 0.05)
+_MESSAGES_AHEAD, _SECONDS_AHEAD = 25, 0.04  # for each task
 
 
 class TaskPool(Pool):
@@ -39,7 +42,7 @@ class TaskPool(Pool):
         self._ident = None if loop is None else threading.get_ident()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: deque[asyncio.Future[None]] = deque()  # the loop's own
-        self._seconds_a_message = math.inf  # that it keeps a worker, as of late; not known yet, nor for batches
+        self._seconds_a_message = math.inf  # that it keeps a task, as of late; not known yet
 
     def start(self) -> None:
         if self._own:
@@ -49,10 +52,16 @@ class TaskPool(Pool):
 
     @property
     def refill(self) -> Refill:
-        """Taking messages keeps the interpreter from the loop, whose next timer may be due: where all workers have
-        something to do, no more is taken at a time than fits in while the loop waits for quick handlers."""
-        quick = self._seconds_a_message < _QUICK_SECONDS and self.lanes.ready >= self.concurrency
-        return _QUICK_REFILL if quick else REFILL
+        """Taking messages keeps the interpreter from the loop, whose next timer may be due: no more is taken at a time
+        than fits in while the loop waits. Nor more ahead than all tasks handle in a moment: what waits for long has
+        left the processor's caches, and each of ten thousand such messages costs both threads a quarter more."""
+        seconds = self._seconds_a_message
+        if self.batches is not None or seconds < _WAITING[0] or _WAITING[1] <= seconds < math.inf:
+            return REFILL
+        if self.lanes.ready < self.concurrency:
+            return REFILL._replace(to_fill=REFILL.messages)
+        pause = min(max(0.001, seconds / 2), 0.02)
+        return Refill(REFILL.to_fill, 100, pause, self.concurrency * max(_MESSAGES_AHEAD, _SECONDS_AHEAD / seconds))
 
     @property
     def alive(self) -> bool:
@@ -132,12 +141,12 @@ class TaskPool(Pool):
                     return 0
                 handling.taken_at = at = monotonic()
                 found = self._next(at, most)
-                handling.taken.extend(found)
-                moment, more = self.moment(at), self.more
-            if found:
-                if more:
-                    self._wake_some(1)
-                return len(found)
+                if found:
+                    handling.taken.extend(found)
+                    if (self._idle or len(self._tasks) < self.concurrency) and self.more:
+                        self._wake_some(1)
+                    return len(found)
+                moment = self.moment(at)
             await self._sleep(moment)
 
     async def _sleep(self, moment: float | None) -> None:
@@ -175,9 +184,14 @@ class TaskPool(Pool):
                         handled += 1
                         handling.message = message
                         handling.attempt = 1 if lane.trial is None else lane.trial.attempts + 1
+                        value, key = message.value(), message.key()
+                        headers: Any = message.headers()
+                        if headers:
+                            headers = list(headers)
                         try:
                             await handler(message)
                         except BaseException as error:  # noqa: BLE001 - `settle` raises what is no Exception
+                            put_back(message, value, key, headers)
                             moment = await self.settle(lane, message, error, began)
                             if moment is not None:
                                 moments[lane] = moment
@@ -200,7 +214,8 @@ class TaskPool(Pool):
             finally:
                 handling.message = handling.progress = None
             seconds = began - end + SLICE_SECONDS
-            self._seconds_a_message = seconds / max(1, handled)
+            each, before = seconds / max(1, handled), self._seconds_a_message
+            self._seconds_a_message = each if before == math.inf else before + (each - before) / 16
             most = pace(most, len(came_to), count, seconds)
 
     async def _run_batches(self, handling: Handling) -> None:

@@ -17,6 +17,7 @@ from safekafka.consumer.batches import Batch, Filling, handle
 from safekafka.consumer.current import Handling, enter
 from safekafka.consumer.lanes import Lane
 from safekafka.consumer.pool import SLICE_SECONDS, Pool, pace
+from safekafka.message import put_back
 from safekafka.steps import now
 
 if TYPE_CHECKING:
@@ -126,15 +127,21 @@ class ThreadPool(Pool):
                         handling.message = message
                         if lane.trial is not None:
                             handling.attempt = lane.trial.attempts + 1
+                        value, key = message.value(), message.key()
+                        headers: Any = message.headers()
+                        if headers:
+                            headers = list(headers)
                         try:
                             result = handler(message)
                             if result is not None and inspect.isawaitable(result):
                                 call_async(result)
                         except BaseException as error:  # noqa: BLE001 - `settle` raises what is no Exception
+                            put_back(message, value, key, headers)
                             moment = now(self.settle(lane, message, error, began))
                             if moment is not None:
                                 moments[lane] = moment
                                 break
+                            handling.attempt = 1
                         else:
                             finished(message)
                             if self.troubled:

@@ -1,5 +1,5 @@
 """What the brokers know of topics: their ids, by which one created anew can be told from the one before; which are not
-there; and whether anybody answers.
+there, or not for us; and whether anybody answers.
 
 Thread: an admin client of its own, asked on whichever thread wants to know; it is made at the first question.
 """
@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 ASK_SECONDS = 5.0
-_NOT_THERE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+_WITHHELD = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError.TOPIC_AUTHORIZATION_FAILED)
 
 
 class TopicIds:
@@ -36,14 +36,13 @@ class TopicIds:
                 continue
         return found
 
-    def missing(self, topics: Iterable[str]) -> set[str]:
-        """Those that are not there, as far as the brokers tell. Creates none."""
-        found = set()
+    def withheld(self, topics: Iterable[str]) -> dict[str, KafkaError | None]:
+        """Those that the brokers tell of: why they are not there or not for us, None where they are. Creates none."""
+        found: dict[str, KafkaError | None] = {}
         for topic in topics:
             with contextlib.suppress(KafkaException):
                 error = self._client().list_topics(topic, timeout=ASK_SECONDS).topics[topic].error
-                if error is not None and error.code() in _NOT_THERE:
-                    found.add(topic)
+                found[topic] = error if error is not None and error.code() in _WITHHELD else None
         return found
 
     def answer_for(self, topic: str) -> bool:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition, Uuid
 
-from safekafka.client import build_client
+from safekafka.client import admin_client, build_client
+from safekafka.consumer.topic_ids import TopicIds
 from safekafka.consumer.verdict import Verdict, failure_of, judge
-from safekafka.deadletter.progress import Progress
+from safekafka.deadletter.progress import Progress, topic_id_of
 from safekafka.errors import SafeKafkaError
 from safekafka.settings import connection_settings
 
@@ -39,6 +40,7 @@ _SETTINGS = {
     "allow.auto.create.topics": False,
     "queued.max.messages.kbytes": 16_384,
 }
+_NO_ID = str(Uuid(0, 0))  # by brokers before Kafka 2.8
 _NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
 # No waiting mends these.
 _HOPELESS = frozenset(
@@ -63,10 +65,14 @@ class LetterLog:
     def __init__(self, config: Mapping[str, Any], topic: str, group: str) -> None:
         self.topic = topic
         self.group = group
-        settings = {**connection_settings(config), **_SETTINGS, "group.id": group}
+        connection = connection_settings(config)
+        settings = {**connection, **_SETTINGS, "group.id": group}
         self._client, self._watch = build_client(Consumer, settings)
         try:
             partitions = self._ask("its partitions", self._ask_partitions)
+            # In front of what is found in the topic: what is kept of one made anew meanwhile is not believed later.
+            ids = TopicIds(lambda: admin_client(connection))
+            self._topic_id = self._ask("its id", lambda: self._ask_id(ids))
             committed = self._ask("the progress", lambda: self._ask_committed(partitions))
             # Behind the progress, which another replay may move meanwhile: it can't be beyond these ends then.
             marks = {p: self._ask(f"the ends of [{p}]", lambda p=p: self._ask_ends(p)) for p in partitions}  # type: ignore[misc]
@@ -175,6 +181,20 @@ class LetterLog:
             raise KafkaException(found.error)
         return sorted(found.partitions)
 
+    def _ask_id(self, ids: TopicIds) -> str:
+        """Empty where the brokers tell none."""
+        if not self._can_tell_ids():
+            return ""
+        found = ids.ask([self.topic]).get(self.topic)
+        if found is None:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer to describe_topics"))
+        return "" if found == _NO_ID else found
+
+    def _can_tell_ids(self) -> bool:
+        """Mock brokers can't: the one to ask, the controller, is none of them."""
+        cluster = self._client.list_topics(self.topic, timeout=_ASK_SECONDS)
+        return cluster.controller_id < 0 or cluster.controller_id in cluster.brokers  # -1: not known yet
+
     def _ask_ends(self, partition: int) -> tuple[int, int]:
         where = TopicPartition(self.topic, partition)
         low, high = self._client.get_watermark_offsets(where, timeout=_ASK_SECONDS, cached=False)
@@ -193,10 +213,12 @@ class LetterLog:
         no letters)."""
         partition, offset, metadata = committed.partition, committed.offset, committed.metadata or ""
         low, high = self.beginnings[partition], self.ends[partition]
-        if offset < 0 or offset > high:  # never, or in a topic of that name that was deleted since
-            return Progress(low)
+        kept_for = topic_id_of(metadata)
+        # Never, or in a topic of that name that was deleted since.
+        if offset < 0 or offset > high or (kept_for and self._topic_id and kept_for != self._topic_id):
+            return Progress(low, topic_id=self._topic_id)
         self._kept[partition] = offset, metadata
-        progress = Progress(offset, metadata)
+        progress = Progress(offset, metadata, self._topic_id or kept_for)
         self.expired += progress.expire(low)
         return progress
 

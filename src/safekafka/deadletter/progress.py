@@ -2,7 +2,11 @@
 
 It is kept as the committed offset of a consumer group: all letters below it are done. A replay with a filter leaves
 letters behind, and does others beyond them; those are in the commit's metadata, as runs of offsets. Without them, the
-next replay would send them a second time, or this one would have to forget what it left behind.
+next replay would send them a second time, or this one would have to forget what it left behind. In front of them is
+the id of the topic: in one made anew under its name, the offsets are those of other letters.
+
+Form: `safekafka-replay-2:`, the id (or nothing, where it is not known), `:`, and the runs (or nothing) as base85 of
+zlib of LEB128 numbers.
 """
 
 from __future__ import annotations
@@ -15,14 +19,16 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 MAX_METADATA = 4_096  # bytes; the broker's offset.metadata.max.bytes
-_FORM = "safekafka-replay-1:"
+_FORM = "safekafka-replay-2:"
 
 
 class Progress:
-    """`position`: all letters below it are done. `metadata`: as committed; another's counts as none."""
+    """`position`: all letters below it are done. `metadata`: as committed; another's counts as none. `topic_id`: goes
+    into what is committed from now on."""
 
-    def __init__(self, position: int, metadata: str = "") -> None:
+    def __init__(self, position: int, metadata: str = "", topic_id: str = "") -> None:
         self.position = position
+        self._topic_id = topic_id
         # What is done beyond the position: (start, stop), apart from each other, ascending.
         self._runs = _decode(position, metadata)
         self._lowest_open: int | None = None
@@ -61,14 +67,14 @@ class Progress:
     def to_commit(self) -> tuple[int, str]:
         """The offset, and the metadata."""
         position, runs = self._frontier(self._runs)
-        return position, _encode(position, runs)
+        return position, _encode(self._topic_id, position, runs)
 
     def fits(self, offsets: Iterable[int]) -> bool:
         """Whether these can be remembered as well."""
         runs = self._runs.copy()
         for offset in offsets:
             _join(runs, offset, offset + 1)
-        return len(_encode(*self._frontier(runs))) <= MAX_METADATA
+        return len(_encode(self._topic_id, *self._frontier(runs))) <= MAX_METADATA
 
     def _frontier(self, runs: list[tuple[int, int]]) -> tuple[int, list[tuple[int, int]]]:
         position = self.position
@@ -97,20 +103,30 @@ def _join(runs: list[tuple[int, int]], start: int, stop: int) -> None:
     runs[first:last] = [(start, stop)]
 
 
-def _encode(position: int, runs: list[tuple[int, int]]) -> str:
+def topic_id_of(metadata: str) -> str:
+    """The id of the topic that it was written for; empty where it is another's, or was not known."""
+    return _parts(metadata)[0]
+
+
+def _parts(metadata: str) -> tuple[str, str]:
+    """The topic's id and the runs. Neither holds a colon."""
+    topic_id, colon, runs = metadata.removeprefix(_FORM).partition(":")
+    return (topic_id, runs) if metadata.startswith(_FORM) and colon else ("", "")
+
+
+def _encode(topic_id: str, position: int, runs: list[tuple[int, int]]) -> str:
     """Distances, since they are small numbers."""
+    head = f"{_FORM}{topic_id}:"
     if not runs:
-        return ""
+        return head
     edges = [position, *(edge for run in runs for edge in run)]
     data = b"".join(_varint(later - earlier) for earlier, later in pairwise(edges))
-    return _FORM + base64.b85encode(zlib.compress(data, 9)).decode()
+    return head + base64.b85encode(zlib.compress(data, 9)).decode()
 
 
 def _decode(position: int, metadata: str) -> list[tuple[int, int]]:
-    if not metadata.startswith(_FORM):
-        return []
     try:
-        distances = list(_varints(zlib.decompress(base64.b85decode(metadata.removeprefix(_FORM)))))
+        distances = list(_varints(zlib.decompress(base64.b85decode(_parts(metadata)[1]))))
     except (ValueError, zlib.error):
         return []
     edges = []

@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from safekafka.testing.errors import KafkaNotAvailableError
 
-KAFKA_VERSION = "4.3.0"
+KAFKA_VERSION = "4.3.1"
 
 # kafka_2.13 brings everything but a binding for its logging interface, without which a broker is silent. slf4j-simple
 # is one small jar that writes to standard error; the `!` keeps its dependency management out of the resolution.

@@ -1,6 +1,6 @@
 """pytest fixtures for code that uses Kafka. Loaded in every pytest run of an environment that has safekafka.
 
-- `kafka_mock`: a `MockCluster` for one test.
+- `kafka_mock`: a `MockCluster` for one test, on ports that no other test of the run had.
 - `kafka_cluster`: one real cluster for the session, its brokers running whenever a test begins. With
   `SAFEKAFKA_BOOTSTRAP=host:port` it is that existing cluster, and tests marked `kills_brokers` are skipped, by name.
 - `kafka_cluster_dedicated`: one real cluster for a module, with a controller of its own, so that the cluster goes on
@@ -20,6 +20,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -74,11 +75,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def kafka_mock() -> Iterator[MockCluster]:
-    """A mock cluster of three brokers in this process."""
+def kafka_mock(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[MockCluster]:
+    """A mock cluster of three brokers in this process, on ports that no other of this pytest run had: a client that a
+    test has left behind goes on looking for its brokers, and must not commit or write to those of another test."""
     from safekafka.testing import MockCluster
 
-    with MockCluster(brokers=3) as cluster:
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(pytestconfig, "workerinput"):  # pytest-xdist: its processes have a folder each, in one of all
+        folder = folder.parent
+    with contextlib.ExitStack() as clusters:
+        cluster = clusters.enter_context(MockCluster(brokers=3))
+        while not _are_new(cluster.bootstrap_servers, folder / "safekafka-mock-ports"):
+            cluster = clusters.enter_context(MockCluster(brokers=3))  # the one before keeps its ports meanwhile
         yield cluster
 
 
@@ -120,6 +128,17 @@ def topic(request: pytest.FixtureRequest, kafka_cluster: ExistingCluster | Kafka
     yield name
     kafka_cluster.heal()  # the test may have left too few brokers to delete anything
     kafka_cluster.delete_topic(name)
+
+
+def _are_new(addresses: str, used: Path) -> bool:
+    """Whether none of these addresses has been asked about before. `used`: has a file for each that has."""
+    used.mkdir(exist_ok=True)
+    try:
+        for address in addresses.split(","):
+            (used / address.rpartition(":")[2]).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
