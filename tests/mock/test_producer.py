@@ -466,16 +466,18 @@ def test_P7_a_multiprocessing_child_delivers_what_it_sent_although_it_never_clos
 
 def test_P7_a_producer_forgotten_inside_its_own_callback_still_delivers(cluster: MockCluster) -> None:
     program = textwrap.dedent(f"""
+        import threading
         from safekafka import SafeProducer
         held = [SafeProducer({{"bootstrap.servers": {cluster.bootstrap_servers!r}, "linger.ms": 200}})]
+        sent = threading.Event()
         def forget(receipt):
             producer = held.pop()
             for n in range(1, 100):
                 producer.send({TOPIC!r}, str(n), partition=0)
+            sent.set()
         receipt = held[0].send({TOPIC!r}, b"0", partition=0)
         receipt.add_done_callback(forget)
-        receipt.result(30)
-        while held: pass
+        assert sent.wait(30)
     """)
     subprocess.run([sys.executable, "-c", program], timeout=60, check=True)
     assert numbers_in_log(cluster) == list(range(100))
