@@ -307,12 +307,10 @@ def test_a_forked_child_without_a_producer_has_the_default_effect(fork: str) -> 
             time.sleep(60)
         {start}
         os.read(asleep, 1)  # Python forgets a signal that comes while it is forking
-        print("ready", flush=True)
         os.kill(child, signal.SIGTERM)
         print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         wait()
     """) as process:
-        time.sleep(0.2)
         process.terminate()
         status, output = process.end()
     assert f"child {-signal.SIGTERM}" in output
