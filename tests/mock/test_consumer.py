@@ -376,7 +376,7 @@ def test_B_C30_a_worker_that_dies_stops_the_consumer(cluster: MockCluster, monke
     def broken(*_: Any) -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(ThreadPool, "_give_back", broken)
+    monkeypatch.setattr(ThreadPool, "_take", broken)
     with pytest.raises(RuntimeError, match="injected"):
         consumer.run(lambda _: None)
     assert not consumer.health().ok

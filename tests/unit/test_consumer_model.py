@@ -173,7 +173,7 @@ class ConsumerModel(RuleBasedStateMachine):
         self.handled[done] += 1
         self.finished_by.setdefault(lane.of, set()).add(done)
         lane.of.progress.finished.append(message)  # type: ignore[arg-type]
-        self.lanes.give_back_all([lane], {})
+        self.lanes.give_back_all([lane])
 
     @precondition(lambda self: self.work)
     @rule(number=NUMBERS, wait=st.integers(0, 3))

@@ -532,7 +532,7 @@ class Slow(Pool):
         super().__init__()
         self.queues: dict[PartitionLanes, deque[Message]] = {}
 
-    def rescue(self) -> None: ...
+    def tend(self) -> None: ...
 
     def add(self, runs: list[tuple[PartitionLanes, Sequence[Message]]]) -> None:
         for lanes, messages in runs:

@@ -414,42 +414,20 @@ def ended(pool: Any) -> None:
         thread.join(10)
 
 
-@pytest.mark.parametrize("kind", [ThreadPool, TaskPool])
-def test_a_probe_that_its_worker_has_not_come_to_is_tried_by_another(kind: Any) -> None:
-    begun = threading.Event()
-
-    async def handle_async(_: Any) -> None:
-        begun.set()
-
-    pool = held(kind, (lambda _: begun.set()) if kind is ThreadPool else handle_async)
-    pool.start()
-    try:
-        added(pool, 0)
-        with pool.lock:
-            slow = pool.enter()
-            now = pool._circuit.next_probe_at = time.monotonic()
-            slow.taken.extend(pool._next(now, 1))
-            slow.taken_at = now - 1
-        pool.rescue()
-        assert begun.wait(10)
-    finally:
-        ended(pool)
-
-
 def test_while_a_probe_runs_no_other_message_is_tried_whoever_gives_back() -> None:
     pool = held(NoWorkers, None)
     pool.held = False
     added(pool, 0)
-    early = pool._next(time.monotonic(), 1)  # under way as the circuit opens
+    early = pool._next(time.monotonic())  # under way as the circuit opens
     pool.held = True
     due(pool)
     added(pool, 1)
     added(pool, 2)
-    probe = pool._next(time.monotonic(), 1)
-    pool.give_back(pool.enter(), early, {})
-    assert pool._next(time.monotonic(), 1) == []
-    pool.give_back(pool.enter(), probe, {})
-    assert len(pool._next(time.monotonic(), 1)) == 1
+    probe = pool._next(time.monotonic())
+    pool.give_back(early)
+    assert pool._next(time.monotonic()) is None
+    pool.give_back(probe)
+    assert pool._next(time.monotonic()) is not None
 
 
 def test_while_a_batch_is_a_probe_no_other_one_is_tried_whichever_ends() -> None:

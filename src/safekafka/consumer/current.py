@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,14 +11,13 @@ from safekafka.errors import SafeKafkaError
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
-    from safekafka.consumer.lanes import Lane
     from safekafka.consumer.progress import PartitionProgress
 
 
 class Handling:
     """One worker's present message, or batch. The worker writes it; anybody may read."""
 
-    __slots__ = ("_limit", "attempt", "message", "others", "progress", "taken", "taken_at")
+    __slots__ = ("_limit", "attempt", "message", "others", "progress")
 
     def __init__(self, limit: Limit) -> None:
         self._limit = limit
@@ -27,10 +25,6 @@ class Handling:
         self.progress: PartitionProgress | None = None
         self.others: Sequence[PartitionProgress] = ()  # of a batch: the partitions of its messages
         self.attempt = 1
-        # Lanes that it has and has not come to: it takes them from the left, and who finds it busy for long from the
-        # right.
-        self.taken: deque[Lane] = deque()
-        self.taken_at = 0.0
 
     @property
     def revoked(self) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Lanes:
             self._make_ready(lane, first=untouched)
         return False
 
-    def give_back_all(self, lanes: Iterable[Lane], until: Mapping[Lane, float]) -> bool:
+    def give_back_all(self, lanes: Iterable[Lane]) -> bool:
         """Each as by `give_back`; true if the partition of one is gone."""
         gone = False
         for lane in lanes:
@@ -190,7 +190,7 @@ class Lanes:
             if lane.head is None and not lane.rest and not of.progress.revoked:  # nearly all
                 of.running -= 1
                 del of.lanes[lane.key]
-            elif self.give_back(lane, until.get(lane)):
+            elif self.give_back(lane):
                 gone = True
         return gone
 

@@ -3,19 +3,33 @@
 Three kinds: threads for sync handlers, tasks of an event loop for async ones, and both for batches. What they share is
 here; `threads.py` and `tasks.py` have the rest.
 
-Threads: `add`, `give_up`, `wait_until_free`, `wait_for_progress` and `end` are called by the poll thread, everything
-else by workers. Daemon threads and no executor: an executor's threads are joined at the interpreter's exit, so a
-handler that never returns would keep the process for ever.
+Threads: `add`, `give_up`, `tend`, `wait_until_free`, `wait_for_progress` and `end` are called by the poll thread,
+everything else by workers. Daemon threads and no executor: an executor's threads are joined at the interpreter's exit,
+so a handler that never returns would keep the process for ever.
 
 Lock: `lock` guards the lanes, the circuit, the failure and who waits. Handlers, dead letters and events run outside of
 it. `progress.finished` takes no lock: a worker appends, and is through with the message before it gives the lane back,
 so a drain that finds the lane free finds what was finished.
+
+A worker that had to take the lock for each lane would wait for it with all the others, each of whom gets it only when
+the interpreter comes to him. So lanes are dealt in advance, and two queues take no lock:
+
+- `dealt`: lanes for whoever comes next. Filled under the lock, by the poll thread or a worker who found none; any
+  worker takes from the left. Under the lock they are taken back from the right, before anything that forbids to begin
+  with them: then there are none, and who looks for one comes to the lock and is told.
+- `through`: lanes that have no message left, from any worker. Under the lock they are given back. All that is not so
+  plain (a retry, a partition that is gone, an open circuit, more messages) is given back under the lock at once.
+
+Both count as lanes that workers have. Who waits for workers looks into `through` after he has said that he waits, and a
+worker looks whether somebody does after he has put a lane there: one of them sees the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -36,16 +50,10 @@ if TYPE_CHECKING:
 
 Handler: TypeAlias = "Callable[[Any], Any]"
 
-SLICE_SECONDS = 0.05  # a worker that has taken several lanes gives back after so long what it has not come to
-_LANES_AT_ONCE = 64
+SLICE_SECONDS = 0.05  # after so long a worker gives back a lane that has messages left: others shall have their turn
+_AHEAD_SECONDS = 0.02  # what is dealt in advance is what workers came to in so long, as of late
+_LANES_AT_ONCE = 64  # of one partition
 _STEP_SECONDS = 0.1
-
-
-def pace(most: int, came_to: int, of: int, seconds: float) -> int:
-    """How many lanes a worker takes next, who came to so many of those that he took, in so many seconds."""
-    if came_to < of or seconds > SLICE_SECONDS:
-        return max(1, came_to // 2)
-    return min(2 * most, _LANES_AT_ONCE) if seconds < SLICE_SECONDS / 2 else most
 
 
 class Refill(NamedTuple):
@@ -83,6 +91,10 @@ class Pool:
         self.batches = None if batch is None else Batches(*batch)
         self.lock = threading.Lock()
         self.lanes = Lanes(order)
+        self.dealt: deque[Lane] = deque()
+        self.through: deque[Lane] = deque()
+        self._ahead = 0  # lanes that are dealt in advance
+        self._counted, self._counted_since = 0, 0.0  # lanes given back, for the next `_ahead`
         self.limit = Limit()
         self.handlings: list[Handling] = []  # of each worker
         has_limit = letters is not None and (letters.max_consecutive is not None or letters.max_rate is not None)
@@ -106,13 +118,31 @@ class Pool:
     def add(self, runs: Sequence[tuple[PartitionLanes, Sequence[Message]]]) -> None:
         """New messages, of a partition each; in one hold of the lock, for which all workers may be waiting."""
         with self.lock:
-            self._wake(sum([self.lanes.add(of, messages) for of, messages in runs]))
+            self._collect()
+            ready = sum([self.lanes.add(of, messages) for of, messages in runs])
+            self._deal()
+            self._wake(ready)
+
+    def tend(self) -> None:
+        """See to it that workers find lanes, and not more than they come to. Again and again."""
+        if not (self.through or self.dealt or self.lanes.ready):
+            return
+        with self.lock:
+            now = monotonic()
+            self._collect()
+            self._count(now)
+            if len(self.dealt) > 2 * self._ahead:
+                self._reclaim()
+            self.lanes.wake(now)
+            self._deal()
 
     def give_up(self, partitions: Collection[PartitionLanes], deadline: float | None) -> None:
         """Waiting messages of these partitions are not handled any more; a running handler goes on, and may look at its
         deadline."""
         with self.lock:
             self.limit.deadline = deadline
+            self._reclaim()  # nobody shall wait until a worker comes to them
+            self._collect()
             self.lanes.give_up(partitions)
             self._wake_all()  # who fills a batch with them stops waiting
             if self._probe and all(lane.of.progress.revoked for lane in self._probe):
@@ -123,7 +153,7 @@ class Pool:
         """Wait until no message of these partitions is being handled; False if one still is at `until()` (monotonic),
         which may come nearer meanwhile."""
         with self.lock:
-            while not self._wait(lambda: self.lanes.are_free(partitions), min(_STEP_SECONDS, until() - monotonic())):
+            while not self._wait(lambda: self._are_free(partitions), min(_STEP_SECONDS, until() - monotonic())):
                 if monotonic() >= until():
                     return False
             return True
@@ -132,8 +162,13 @@ class Pool:
         """Until a worker gave something back, at most so long."""
         with self.lock:
             self._watched = True
-            self._free.wait(seconds)
+            if not self._collect():
+                self._free.wait(seconds)
             self._watched = False
+
+    def _are_free(self, partitions: Collection[PartitionLanes]) -> bool:
+        self._collect()
+        return self.lanes.are_free(partitions)
 
     def _wait(self, until: Callable[[], bool], seconds: float) -> bool:
         self._watched = True
@@ -146,6 +181,7 @@ class Pool:
         """Workers stop when they are through with their message."""
         with self.lock:
             self.ended = True
+            self._reclaim()
             self._wake_all()
 
     @property
@@ -170,17 +206,62 @@ class Pool:
     def _wake_all(self) -> None:
         raise NotImplementedError
 
-    def _next(self, now: float, most: int) -> list[Lane]:
-        """Lanes to handle now. Of many that are ready a worker takes several: each look here has its price. `most`: as
-        many as it has time for (`pace`)."""
-        lanes = self.lanes
-        lanes.wake(now)
+    def _next(self, now: float) -> Lane | None:
+        """A lane to handle now, for one who found none dealt; and lanes for those who come next."""
+        self._collect()
+        self._count(now)
+        self.lanes.wake(now)
+        if self.dealt:
+            with contextlib.suppress(IndexError):  # another worker was quicker
+                return self.dealt.popleft()
+        if self.held and not self._may_probe(now):
+            return None
+        taken = self.lanes.take(1)
         if self.held:
-            if not self._may_probe(now):
-                return []
-            self._probe = taken = lanes.take(1)
-            return taken
-        return lanes.take(min(most, max(1, lanes.ready // (2 * self.concurrency))))
+            self._probe = taken
+        self._deal()
+        return taken[0] if taken else None
+
+    def _deal(self) -> None:
+        """Lanes for workers, fair between partitions."""
+        if self.held or self.ended or self.failure is not None or self.batches is not None:
+            return
+        room = self._ahead - len(self.dealt)
+        while room > 0 and (taken := self.lanes.take(min(room, _LANES_AT_ONCE))):
+            self.dealt.extend(taken)
+            room -= len(taken)
+
+    def _reclaim(self) -> None:
+        """What was dealt, and nobody has come to: first in line again."""
+        dealt = self.dealt
+        while dealt:
+            try:
+                lane = dealt.pop()
+            except IndexError:  # a worker was quicker
+                break
+            self.lanes.give_back(lane, untouched=True)
+
+    def _collect(self) -> int:
+        """Lanes that workers are through with. Returns how many."""
+        through = self.through
+        count = len(through)  # more may come meanwhile
+        if not count:
+            return 0
+        lanes = [through.popleft() for _ in range(count)]
+        self._counted += count
+        if self._probe and self._probe[0] in lanes:
+            self._probe = ()
+        ready = self.lanes.ready
+        gone = self.lanes.give_back_all(lanes)
+        if gone or self.lanes.ready > ready:
+            self._wake(max(1, self.lanes.ready - ready))
+        return count
+
+    def _count(self, now: float) -> None:
+        seconds = now - self._counted_since
+        if seconds >= _AHEAD_SECONDS:
+            self._ahead = int(self._counted * _AHEAD_SECONDS / seconds)
+            self._counted, self._counted_since = 0, now
 
     def _may_probe(self, now: float) -> bool:
         """While the circuit is open: whether the caller is to try a message now, alone."""
@@ -207,47 +288,25 @@ class Pool:
     @property
     def more(self) -> bool:
         """Whether one who is idle has something to do, or to wait for."""
-        return self.lanes.ready > 0 or self.moment(monotonic()) is not None
+        return bool(self.dealt) or self.lanes.ready > 0 or self.moment(monotonic()) is not None
 
-    def _give_back(self, handling: Handling, came_to: Sequence[Lane], moments: dict[Lane, float]) -> None:
-        """Under the lock; in the same hold of it the worker takes the next ones: it is the one that all fight for.
-        `came_to`: the lanes that were worked on."""
-        if self._probe and self._probe[0] in came_to:
-            self._probe = ()
-        gone = self._give_back_untouched(handling)
-        gone = self.lanes.give_back_all(came_to, moments) or gone
-        if gone or moments or self.lanes.ready:
-            self._wake(max(1, self.lanes.ready))  # one takes note of the moments
-        if self._watched:
-            self._free.notify_all()
-
-    def _give_back_untouched(self, handling: Handling) -> bool:
-        gone = False
-        taken = handling.taken
-        while taken:
-            try:
-                lane = taken.pop()
-            except IndexError:  # the worker was quicker
-                break
-            if lane in self._probe:
-                self._probe = ()
-            gone |= self.lanes.give_back(lane, untouched=True)
-        return gone
-
-    def give_back(self, handling: Handling, came_to: Sequence[Lane], moments: dict[Lane, float]) -> None:
+    def give_back(self, lane: Lane, moment: float | None = None) -> None:
+        """The worker is through with it, for now; its head is tried again at a `moment`."""
         with self.lock:
-            self._give_back(handling, came_to, moments)
+            self._counted += 1
+            if self._probe and lane is self._probe[0]:
+                self._probe = ()
+            gone = self.lanes.give_back(lane, moment)
+            if gone or moment is not None or self.lanes.ready:
+                self._wake(max(1, self.lanes.ready))  # one takes note of the moment
+            if self._watched:
+                self._free.notify_all()
 
-    def rescue(self) -> None:
-        """Take the lanes that a worker has not come to, whose handler takes its time, for the others. Called by the
-        poll thread, again and again."""
-        late = monotonic() - 2 * SLICE_SECONDS
-        busy = [handling for handling in list(self.handlings) if handling.taken and handling.taken_at < late]
-        if busy:
-            with self.lock:
-                for handling in busy:
-                    self._give_back_untouched(handling)
-                self._wake(self.lanes.ready)
+    def tell(self) -> None:
+        """The poll thread waits, and a lane is through."""
+        with self.lock:
+            self._collect()
+            self._free.notify_all()
 
     def next_batch(self, filling: Filling, now: float) -> Batch | float | None:
         assert self.batches is not None
@@ -290,6 +349,7 @@ class Pool:
         with self.lock:
             if self.failure is None:
                 self.failure = error
+            self._reclaim()
             self._wake_all()
             self._free.notify_all()
 
@@ -329,6 +389,8 @@ class Pool:
             now, openings = monotonic(), circuit.openings
             may = circuit.failed(now)
             opened, self.troubled, self.held = circuit.openings > openings, True, circuit.is_open
+            if self.held:
+                self._reclaim()
             if opened:
                 self._held_since = now
             until, why, held_for = circuit.next_probe_at, circuit.why, now - self._held_since

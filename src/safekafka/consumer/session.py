@@ -198,7 +198,7 @@ class Session:
     def turn(self) -> None:
         """One step of a consumer whose messages go to the pool."""
         assert self.pool is not None
-        self.pool.rescue()
+        self.pool.tend()
         records, size = self.settle()
         stand, stand_size, flow, flow_size = self._hold_standing(records, size)
         limits = self._limits

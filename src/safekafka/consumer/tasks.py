@@ -11,7 +11,6 @@ import contextlib
 import math
 import threading
 from collections import deque
-from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from safekafka.consumer.attempt import Exhausted
 from safekafka.consumer.batches import Batch, Filling, handle
 from safekafka.consumer.current import Handling, enter
 from safekafka.consumer.lanes import Lane
-from safekafka.consumer.pool import REFILL, SLICE_SECONDS, Pool, Refill, pace
+from safekafka.consumer.pool import REFILL, SLICE_SECONDS, Pool, Refill
 from safekafka.message import put_back
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class TaskPool(Pool):
         seconds = self._seconds_a_message
         if self.batches is not None or seconds < _WAITING[0] or _WAITING[1] <= seconds < math.inf:
             return REFILL
-        if self.lanes.ready < self.concurrency:
+        if len(self.dealt) + self.lanes.ready < self.concurrency:
             return REFILL._replace(to_fill=REFILL.messages)
         pause = min(max(0.001, seconds / 2), 0.02)
         return Refill(REFILL.to_fill, 100, pause, self.concurrency * max(_MESSAGES_AHEAD, _SECONDS_AHEAD / seconds))
@@ -130,22 +129,19 @@ class TaskPool(Pool):
         finally:
             self.handlings.remove(handling)
 
-    async def _take(self, handling: Handling, most: int, came_to: Sequence[Lane], moments: dict[Lane, float]) -> int:
-        """Give back what was taken, and take the next lanes to handle. Returns how many; none at the end."""
+    async def _take(self, handling: Handling) -> Lane | None:
+        """The next lane to handle, by one who found none dealt; None at the end."""
+        handling.message = handling.progress = None
         while True:
             with self.lock:
-                if came_to or handling.taken:
-                    self._give_back(handling, came_to, moments)
-                    came_to = ()
                 if self.ended or self.failure is not None:
-                    return 0
-                handling.taken_at = at = monotonic()
-                found = self._next(at, most)
-                if found:
-                    handling.taken.extend(found)
+                    return None
+                at = monotonic()
+                lane = self._next(at)
+                if lane is not None:
                     if (self._idle or len(self._tasks) < self.concurrency) and self.more:
                         self._wake_some(1)
-                    return len(found)
+                    return lane
                 moment = self.moment(at)
             await self._sleep(moment)
 
@@ -163,60 +159,61 @@ class TaskPool(Pool):
 
     async def _run(self, handling: Handling) -> None:
         handler = self.handler
-        most, taken = 1, handling.taken
-        came_to: list[Lane] = []
-        moments: dict[Lane, float] = {}
-        while count := await self._take(handling, most, came_to, moments):
-            began = handling.taken_at
-            end = began + SLICE_SECONDS
-            came_to, moments, handled = [], {}, 0
+        next_dealt, through = self.dealt.popleft, self.through.append
+        lane: Lane | None
+        while True:
             try:
-                while taken:
+                lane = next_dealt()
+            except IndexError:
+                lane = await self._take(handling)
+                if lane is None:
+                    return
+            since = began = monotonic()
+            end = began + SLICE_SECONDS
+            moment: float | None = None
+            handled = 0
+            progress, rest, message = lane.of.progress, lane.rest, lane.head
+            lane.head = None  # the task has it
+            handling.progress = progress
+            try:
+                while message is not None and not progress.revoked:
+                    handled += 1
+                    handling.message = message
+                    handling.attempt = 1 if lane.trial is None else lane.trial.attempts + 1
+                    value, key = message.value(), message.key()
+                    headers: Any = message.headers()
+                    if headers:
+                        headers = list(headers)
                     try:
-                        lane = taken.popleft()
-                    except IndexError:  # the last one was taken for somebody else
-                        break
-                    came_to.append(lane)
-                    progress, rest, message = lane.of.progress, lane.rest, lane.head
-                    lane.head = None  # the task has it
-                    handling.progress = progress
-                    while message is not None and not progress.revoked:
-                        handled += 1
-                        handling.message = message
-                        handling.attempt = 1 if lane.trial is None else lane.trial.attempts + 1
-                        value, key = message.value(), message.key()
-                        headers: Any = message.headers()
-                        if headers:
-                            headers = list(headers)
-                        try:
-                            await handler(message)
-                        except BaseException as error:  # noqa: BLE001 - `settle` raises what is no Exception
-                            put_back(message, value, key, headers)
-                            moment = await self.settle(lane, message, error, began)
-                            if moment is not None:
-                                moments[lane] = moment
-                                break
-                        else:
-                            progress.finished.append(message)
-                            if self.troubled:
-                                self.succeeds()
-                        lane.trial = None
-                        message = rest.popleft() if rest else None
-                        began = monotonic()
-                        if began > end or self.held:
+                        await handler(message)
+                    except BaseException as error:  # noqa: BLE001 - `settle` raises what is no Exception
+                        put_back(message, value, key, headers)
+                        moment = await self.settle(lane, message, error, began)
+                        if moment is not None:
                             break
-                    lane.head = message
+                    else:
+                        progress.finished.append(message)
+                        if self.troubled:
+                            self.succeeds()
+                    lane.trial = None
+                    message = rest.popleft() if rest else None
+                    began = monotonic()
                     if began > end or self.held:
                         break
             except BaseException:
-                self.give_back(handling, came_to, moments)
-                raise
-            finally:
                 handling.message = handling.progress = None
-            seconds = began - end + SLICE_SECONDS
-            each, before = seconds / max(1, handled), self._seconds_a_message
-            self._seconds_a_message = each if before == math.inf else before + (each - before) / 16
-            most = pace(most, len(came_to), count, seconds)
+                self.give_back(lane)
+                raise
+            if handled:
+                each, before = (began - since) / handled, self._seconds_a_message
+                self._seconds_a_message = each if before == math.inf else before + (each - before) / 64
+            if message is None and not (lane.rest or self.troubled or progress.revoked):
+                through(lane)
+                if self._watched:
+                    self.tell()
+            else:
+                lane.head = message
+                self.give_back(lane, moment)
 
     async def _run_batches(self, handling: Handling) -> None:
         filling = Filling()

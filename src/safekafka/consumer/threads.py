@@ -16,7 +16,7 @@ from safekafka.consumer.attempt import Exhausted
 from safekafka.consumer.batches import Batch, Filling, handle
 from safekafka.consumer.current import Handling, enter
 from safekafka.consumer.lanes import Lane
-from safekafka.consumer.pool import SLICE_SECONDS, Pool, pace
+from safekafka.consumer.pool import SLICE_SECONDS, Pool
 from safekafka.message import put_back
 from safekafka.steps import now
 
@@ -77,20 +77,18 @@ class ThreadPool(Pool):
             if loop is not None:
                 loop.close()
 
-    def _take(self, handling: Handling, most: int, came_to: Sequence[Lane], moments: dict[Lane, float]) -> int:
-        """Give back what was taken, and take the next lanes to handle. Returns how many; none at the end."""
+    def _take(self, handling: Handling) -> Lane | None:
+        """The next lane to handle, by one who found none dealt; None at the end."""
+        handling.message = handling.progress = None
         with self.lock:
-            if came_to or handling.taken:
-                self._give_back(handling, came_to, moments)
             while not self.ended and self.failure is None:
-                handling.taken_at = at = monotonic()
-                found = self._next(at, most)
-                if found:
-                    handling.taken.extend(found)
+                at = monotonic()
+                lane = self._next(at)
+                if lane is not None:
                     self._pass_on()
-                    return len(found)
+                    return lane
                 self._sleep(self.moment(at), at)
-        return 0
+        return None
 
     def _pass_on(self) -> None:
         """Who has got work sees to it that somebody is there for the rest, now or at its moment. Only here is it known
@@ -105,64 +103,66 @@ class ThreadPool(Pool):
 
     def _run(self, handling: Handling) -> None:
         handler, call_async = self.handler, self._awaited
-        most, taken = 1, handling.taken
-        came_to: list[Lane] = []
-        moments: dict[Lane, float] = {}
-        while count := self._take(handling, most, came_to, moments):
-            began = handling.taken_at
-            end = began + SLICE_SECONDS
-            came_to, moments = [], {}
+        next_dealt, through = self.dealt.popleft, self.through.append
+        lane: Lane | None
+        while True:
             try:
-                while taken:
+                lane = next_dealt()
+            except IndexError:
+                lane = self._take(handling)
+                if lane is None:
+                    return
+            began = monotonic()
+            end = began + SLICE_SECONDS
+            moment: float | None = None
+            progress, rest, message = lane.of.progress, lane.rest, lane.head
+            lane.head = None  # the worker has it
+            finished = progress.finished.append
+            handling.progress = progress
+            try:
+                while message is not None and not progress.revoked:
+                    handling.message = message
+                    if lane.trial is not None:
+                        handling.attempt = lane.trial.attempts + 1
+                    value, key = message.value(), message.key()
+                    headers: Any = message.headers()
+                    if headers:
+                        headers = list(headers)
                     try:
-                        lane = taken.popleft()
-                    except IndexError:  # the last one was taken for somebody else
-                        break
-                    came_to.append(lane)
-                    progress, rest, message = lane.of.progress, lane.rest, lane.head
-                    lane.head = None  # the worker has it
-                    finished = progress.finished.append
-                    handling.progress = progress
-                    while message is not None and not progress.revoked:
-                        handling.message = message
-                        if lane.trial is not None:
-                            handling.attempt = lane.trial.attempts + 1
-                        value, key = message.value(), message.key()
-                        headers: Any = message.headers()
-                        if headers:
-                            headers = list(headers)
-                        try:
-                            result = handler(message)
-                            if result is not None and inspect.isawaitable(result):
-                                call_async(result)
-                        except BaseException as error:  # noqa: BLE001 - `settle` raises what is no Exception
-                            put_back(message, value, key, headers)
-                            moment = now(self.settle(lane, message, error, began))
-                            if moment is not None:
-                                moments[lane] = moment
-                                break
-                            handling.attempt = 1
-                        else:
-                            finished(message)
-                            if self.troubled:
-                                self.succeeds()
-                        if lane.trial is not None:
-                            lane.trial, handling.attempt = None, 1
-                        message = rest.popleft() if rest else None
-                        began = monotonic()
-                        if began > end or self.held:
+                        result = handler(message)
+                        if result is not None and inspect.isawaitable(result):
+                            call_async(result)
+                    except BaseException as error:  # noqa: BLE001 - `settle` raises what is no Exception
+                        put_back(message, value, key, headers)
+                        moment = now(self.settle(lane, message, error, began))
+                        handling.attempt = 1
+                        if moment is not None:
                             break
-                    lane.head = message
-                    handling.attempt = 1
+                    else:
+                        finished(message)
+                        if self.troubled:
+                            self.succeeds()
+                    if lane.trial is not None:
+                        lane.trial, handling.attempt = None, 1
+                    if not rest:
+                        message = None
+                        break
+                    message = rest.popleft()
+                    began = monotonic()
                     if began > end or self.held:
                         break
             except BaseException as error:
-                self.failed(error)  # first: nobody takes a lane whose message failed, once it is given back
-                self.give_back(handling, came_to, moments)
-                raise
-            finally:
                 handling.message = handling.progress = None
-            most = pace(most, len(came_to), count, began - end + SLICE_SECONDS)
+                self.failed(error)  # first: nobody takes a lane whose message failed, once it is given back
+                self.give_back(lane)
+                raise
+            if message is None and not (lane.rest or self.troubled or progress.revoked):
+                through(lane)
+                if self._watched:
+                    self.tell()
+            else:
+                lane.head = message
+                self.give_back(lane, moment)
 
     def _run_batches(self, handling: Handling) -> None:
         async def call(messages: list[Message]) -> None:
