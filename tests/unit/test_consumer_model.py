@@ -180,7 +180,7 @@ class ConsumerModel(RuleBasedStateMachine):
     def fails(self, number: int, wait: int) -> None:
         lane, message = self.work.pop(number % len(self.work))
         lane.head = message
-        self.lanes.give_back_all([lane], {lane: self.now + wait})
+        self.lanes.give_back(lane, self.now + wait)
         self.seen["retry"] += 1
 
     @rule(
