@@ -190,18 +190,8 @@ class Worker:
     def _run(self) -> Generator[bool, str, None]:
         """Before each step it says whether that takes the lock, and is sent what becomes of the message."""
         pool, model = self.pool, self.model
-        lane: Lane | None
-        while True:
-            yield LOCK_FREE
-            try:
-                lane = pool.dealt.popleft()
-                model.seen["dealt"] += 1
-            except IndexError:
-                lane = yield from self._take()
-                if lane is None:
-                    return
-            else:
-                self._took(lane)
+        lane = yield from self._take()
+        while lane is not None:
             yield LOCK_FREE
             moment: float | None = None
             progress, rest, message = lane.of.progress, lane.rest, lane.head
@@ -266,6 +256,14 @@ class Worker:
                     self.lane = None
                 model.seen["given back late"] += progress.revoked
             self.returning, self.probes = None, 0
+            yield LOCK_FREE
+            try:
+                lane = pool.dealt.popleft()
+                model.seen["dealt"] += 1
+            except IndexError:
+                lane = yield from self._take()
+            else:
+                self._took(lane)
 
     def _take(self) -> Generator[bool, str, Lane | None]:
         pool, model = self.pool, self.model

@@ -132,6 +132,72 @@ def test_a_retry_does_not_wait_for_a_handler_that_began_meanwhile(pool: ThreadPo
     wait_until(lambda: sorted(handler.begun) == [0, 1, 1], 10, lambda: f"the second attempt: {handler.begun}")
 
 
+@pytest.mark.parametrize("kind", [ThreadPool, TaskPool])
+def test_a_worker_that_is_started_for_one_of_the_lanes_that_were_dealt_sees_to_the_others(kind: Any) -> None:
+    begun: list[int] = []
+    gate = threading.Event()
+
+    def handle(message: Any) -> None:
+        begun.append(message.partition())
+        if message.partition() < 2:
+            gate.wait(30)
+
+    async def handle_async(message: Any) -> None:
+        await asyncio.to_thread(handle, message)
+
+    pool = kind(
+        handle if kind is ThreadPool else handle_async,
+        order="partition",
+        concurrency=3,
+        retry=Retry(),
+        dead_letters=None,
+        letters=None,
+        batch=None,
+    )
+    pool.start()
+    try:
+        added(pool, 0)
+        wait_until(lambda: begun == [0], 10, "the only worker to be busy")
+        with pool.lock:
+            for partition in (1, 2):
+                of = PartitionLanes(PartitionProgress("orders", partition))
+                pool.lanes.add(of, [Message("orders", partition, 0, None, b"1")])
+            pool._ahead = 10
+            pool._deal()
+            pool._wake(1)  # as when the last handler of an earlier assignment is through
+        wait_until(lambda: sorted(begun) == [0, 1, 2], 10, lambda: f"all to begin: {begun}")
+    finally:
+        gate.set()
+        ended(pool)
+
+
+@pytest.mark.parametrize("kind", [ThreadPool, TaskPool])
+def test_lanes_that_nobody_was_woken_for_are_found_at_the_next_turn(kind: Any) -> None:
+    begun = threading.Event()
+
+    async def handle_async(_: Any) -> None:
+        begun.set()
+
+    pool = kind(
+        (lambda _: begun.set()) if kind is ThreadPool else handle_async,
+        order="partition",
+        concurrency=1,
+        retry=Retry(),
+        dead_letters=None,
+        letters=None,
+        batch=None,
+    )
+    pool.start()
+    try:
+        wait_until(lambda: len(pool.handlings) == 1 and pool._idle, 10, "the worker to be idle")
+        with pool.lock:
+            pool.lanes.add(PartitionLanes(PartitionProgress("orders", 0)), [Message("orders", 0, 0, None, b"1")])
+        pool.tend()
+        assert begun.wait(10)
+    finally:
+        ended(pool)
+
+
 class FakeDeadLetters:
     def write(self, message: Any, error: BaseException, attempts: int) -> None: ...
 

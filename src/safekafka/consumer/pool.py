@@ -135,6 +135,8 @@ class Pool:
                 self._reclaim()
             self.lanes.wake(now)
             self._deal()
+            if self.dealt or (self.lanes.ready and not self.held):
+                self._wake(1)  # he passes on
 
     def give_up(self, partitions: Collection[PartitionLanes], deadline: float | None) -> None:
         """Waiting messages of these partitions are not handled any more; a running handler goes on, and may look at its

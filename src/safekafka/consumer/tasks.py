@@ -160,14 +160,8 @@ class TaskPool(Pool):
     async def _run(self, handling: Handling) -> None:
         handler = self.handler
         next_dealt, through = self.dealt.popleft, self.through.append
-        lane: Lane | None
-        while True:
-            try:
-                lane = next_dealt()
-            except IndexError:
-                lane = await self._take(handling)
-                if lane is None:
-                    return
+        lane = await self._take(handling)  # who begins, or was woken, passes on: not past the lock
+        while lane is not None:
             since = began = monotonic()
             end = began + SLICE_SECONDS
             moment: float | None = None
@@ -214,6 +208,10 @@ class TaskPool(Pool):
             else:
                 lane.head = message
                 self.give_back(lane, moment)
+            try:
+                lane = next_dealt()
+            except IndexError:
+                lane = await self._take(handling)
 
     async def _run_batches(self, handling: Handling) -> None:
         filling = Filling()

@@ -104,14 +104,8 @@ class ThreadPool(Pool):
     def _run(self, handling: Handling) -> None:
         handler, call_async = self.handler, self._awaited
         next_dealt, through = self.dealt.popleft, self.through.append
-        lane: Lane | None
-        while True:
-            try:
-                lane = next_dealt()
-            except IndexError:
-                lane = self._take(handling)
-                if lane is None:
-                    return
+        lane = self._take(handling)  # who begins, or was woken, passes on: not past the lock
+        while lane is not None:
             began = monotonic()
             end = began + SLICE_SECONDS
             moment: float | None = None
@@ -163,6 +157,10 @@ class ThreadPool(Pool):
             else:
                 lane.head = message
                 self.give_back(lane, moment)
+            try:
+                lane = next_dealt()
+            except IndexError:
+                lane = self._take(handling)
 
     def _run_batches(self, handling: Handling) -> None:
         async def call(messages: list[Message]) -> None:
