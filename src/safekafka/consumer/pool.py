@@ -116,7 +116,7 @@ class Pool:
         raise NotImplementedError
 
     def add(self, runs: Sequence[tuple[PartitionLanes, Sequence[Message]]]) -> None:
-        """New messages, of a partition each; in one hold of the lock, for which all workers may be waiting."""
+        """New messages, of a partition each, in one hold of the lock."""
         with self.lock:
             self._collect()
             ready = sum([self.lanes.add(of, messages) for of, messages in runs])
